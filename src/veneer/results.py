@@ -1,0 +1,152 @@
+"""What a run leaves behind, as values and as files.
+
+A run is one fine-tuning of one model by one method with one seed. Its `RunRecord` holds every figure of it; a
+`Results` holds the records of one command with the machine and the versions they were measured on, and is written
+as `results.json`. Tables, plots and the report read these files only, so every printed number can be traced.
+
+This module does not measure and does not format: it only defines the values and moves them to and from disk.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from veneer.errors import ConfigError
+
+RESULTS_SCHEMA = 1
+RESULTS_FILE = "results.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How well predictions fit one split of the data."""
+
+    accuracy: float
+    """Share of rows predicted right, 0 to 1."""
+    macro_f1: float
+    """F1 averaged over the classes, each counting the same, 0 to 1."""
+    loss: float
+    """Mean cross-entropy, in nats per row."""
+    num_examples: int
+    """Rows of the split."""
+    majority_share: float
+    """Share of the split's most frequent class: what always answering it would score."""
+    confusion: list[list[int]]
+    """Rows are true classes, columns predicted ones, in the order of the record's `labels`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Every figure of one run."""
+
+    method: str
+    model: str
+    data: str
+    seed: int
+    labels: list[str]
+    """Class names in the order of the model's outputs."""
+    trainable_parameters: int
+    """lora_parameters + head_parameters, or all of them under full fine-tuning."""
+    lora_parameters: int
+    head_parameters: int
+    """Parameters that `from_pretrained` reported as newly initialised: the task's own output layer."""
+    total_parameters: int
+    """Parameters of the model in training, the low-rank ones included."""
+    train_seconds: float
+    """Wall time of training, the validation after each epoch included, loading and the test excluded."""
+    peak_memory_bytes: int
+    """Largest resident set of the run's process, or on a GPU the largest allocation there."""
+    checkpoint_bytes: int
+    """Bytes of the files that bring the trained model back, beside the pretrained one."""
+    checkpoint: str
+    """Where the checkpoint lies, relative to the results file."""
+    best_epoch: int
+    """The epoch whose weights were kept: the best macro-F1 on validation, the earliest among equals. From 1."""
+    validation: Scores
+    test: Scores | None
+    """None where no test rows were given."""
+    collapsed: bool
+    """The kept model answers (nearly) one class only; see `veneer.data.metrics.is_collapsed`."""
+    train_curve: list[dict[str, float]]
+    """`{"epoch": ..., "loss": ...}` at regular steps of training."""
+    validation_curve: list[dict[str, float]]
+    """`{"epoch": ..., "loss": ..., "accuracy": ..., "macro_f1": ...}` after each epoch."""
+    split: dict[str, int]
+    """Rows of `train`, `validation` and `test`."""
+    config: dict[str, Any]
+    """The run's full configuration, enough to run it again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The records of one command and what they were measured on."""
+
+    machine: Mapping[str, Any]
+    """`cpu`, `cores`, `memory_bytes`, `accelerator` (or None), `platform`."""
+    versions: Mapping[str, str]
+    records: list[RunRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know to read the figures right, such as a shortened run; shown above every table."""
+    schema: int = RESULTS_SCHEMA
+
+
+def record_from_json(value: Mapping[str, Any]) -> RunRecord:
+    """Return the record that `asdict` turned into `value`; a missing or unknown field is a `ConfigError`."""
+    known = {f.name for f in fields(RunRecord)}
+    if known != set(value):
+        raise ConfigError(f"a run record must hold exactly the fields {sorted(known)}, but holds {sorted(value)}")
+    scores = {
+        split: Scores(**value[split]) if value[split] is not None else None for split in ("validation", "test")
+    }
+    return RunRecord(**{**value, **scores})
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` to `path` as UTF-8 JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all: to a temporary neighbour first, then renamed."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_results(folder: Path, results: Results) -> Path:
+    """Write `results` as `folder/results.json` and return its path."""
+    path = folder / RESULTS_FILE
+    write_json(path, asdict(results))
+    return path
+
+
+def read_results(path: Path) -> Results:
+    """Read a results file, or the one inside a run folder.
+
+    Raises:
+        ConfigError: the file is missing, is not a results file, or has another schema.
+    """
+    file = path / RESULTS_FILE if path.is_dir() else path
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        if value["schema"] != RESULTS_SCHEMA:
+            raise ConfigError(f"{file} has schema {value['schema']!r}, but this version reads schema {RESULTS_SCHEMA}")
+        return Results(**{**value, "records": [record_from_json(record) for record in value["records"]]})
+    except FileNotFoundError:
+        raise ConfigError(f"no results file at {file}: give a run folder or the path of its {RESULTS_FILE}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{file} is not a results file: {error}") from None
