@@ -8,14 +8,13 @@ This module does not measure and does not format: it only defines the values and
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from veneer.errors import ConfigError
+from veneer.files import write_text
 
 RESULTS_SCHEMA = 1
 RESULTS_FILE = "results.json"
@@ -99,30 +98,13 @@ def record_from_json(value: Mapping[str, Any]) -> RunRecord:
     known = {f.name for f in fields(RunRecord)}
     if known != set(value):
         raise ConfigError(f"a run record must hold exactly the fields {sorted(known)}, but holds {sorted(value)}")
-    scores = {
-        split: Scores(**value[split]) if value[split] is not None else None for split in ("validation", "test")
-    }
+    scores = {split: Scores(**value[split]) if value[split] is not None else None for split in ("validation", "test")}
     return RunRecord(**{**value, **scores})
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` to `path` as UTF-8 JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, whole or not at all: to a temporary neighbour first, then renamed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_results(folder: Path, results: Results) -> Path:

@@ -1,0 +1,1 @@
+"""Adapter files: other libraries' formats to and from `AdapterState`, and nothing else."""

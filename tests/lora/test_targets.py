@@ -1,0 +1,98 @@
+"""Selecting is pure, complete and loud: a term that selects nothing is an error that names the nearest modules."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import veneer
+from veneer import LoraConfig
+from veneer.errors import AdapterStateError, TargetError
+
+
+def names(the_plan):
+    return [target.name for target in the_plan.targets]
+
+
+def test_planning_changes_nothing(model):
+    before = copy.deepcopy(model.state_dict())
+    flags = [p.requires_grad for p in model.parameters()]
+    text = str(veneer.plan(model, LoraConfig(r=3), ["classifier"]))
+    assert "blocks.0.query" in text
+    assert "trained whole: classifier" in text
+    assert str(model) == str(type(model)().eval())
+    assert flags == [p.requires_grad for p in model.parameters()]
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_name_matches_at_a_dot_and_nowhere_else():
+    net = nn.ModuleDict(
+        {"query": nn.Linear(7, 5), "subquery": nn.Linear(7, 5), "a": nn.ModuleDict({"query": nn.Linear(5, 7)})}
+    )
+    assert names(veneer.plan(net, LoraConfig(r=3, targets=["query"]))) == ["query", "a.query"]
+
+
+def test_a_string_is_a_regular_expression_matched_in_full(model):
+    assert names(veneer.plan(model, LoraConfig(r=3, targets=r"blocks\.1\..*"))) == ["blocks.1.query", "blocks.1.value"]
+    with pytest.raises(TargetError, match="a list gives names"):
+        veneer.plan(model, LoraConfig(r=3, targets="query"))
+
+
+def test_all_linear_leaves_the_head_out_and_says_so(model):
+    the_plan = veneer.plan(model, LoraConfig(r=3))
+    assert names(the_plan) == [f"blocks.{i}.{part}" for i in (0, 1) for part in ("query", "value")]
+    assert the_plan.left_out == (("classifier", "output head"),)
+    assert the_plan.config.targets == ("query", "value")
+    assert veneer.plan(model, LoraConfig(r=3), ["classifier"]).left_out == (("classifier", "trained whole"),)
+
+
+def test_exclude_wins_over_targets_and_the_written_out_targets_select_the_same(model):
+    the_plan = veneer.plan(model, LoraConfig(r=3, targets=["query", "value"], exclude=["blocks.0"]))
+    assert names(the_plan) == ["blocks.1.query", "blocks.1.value"]
+    assert names(veneer.plan(model, the_plan.config)) == names(the_plan)
+    assert the_plan.config.exclude == ()
+
+
+def test_counts_are_those_of_the_formula(model):
+    the_plan = veneer.plan(model, LoraConfig(r=3), ["classifier"])
+    assert the_plan.lora_parameters == 4 * 3 * (7 + 5)
+    assert the_plan.trained_parameters == 7 * 3 + 3
+    assert the_plan.base_parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "train_also", "expected"),
+    [
+        ({"targets": ["query", "valeu"]}, [], ["'valeu' matches no module", "nearest", "value"]),
+        ({"targets": ["quer", "valu"]}, [], ["'quer'", "'valu'"]),
+        ({"targets": ["norm"]}, [], ["only what cannot be adapted", "LayerNorm"]),
+        ({"targets": ["embed"]}, [], ["Embedding", "torch.nn.Linear"]),
+        ({"targets": ["query", "embed"]}, [], ["'embed' selects only what cannot be adapted"]),
+        ({"targets": ".*"}, [], ["'embed' is a Embedding"]),
+        ({"targets": ["blocks"]}, [], ["ModuleList"]),
+        ({"targets": ["query"], "exclude": ["qury"]}, [], ["exclude 'qury' matches no module"]),
+        ({"targets": ["query"], "exclude": ["query"]}, [], ["selects only what is excluded"]),
+        ({"targets": ["query"]}, ["klassifier"], ["train_also 'klassifier' matches no module", "classifier"]),
+        ({"targets": ["query"], "r": 6}, [], ["r=6 is larger than 'blocks.0.query' allows: at most 5"]),
+        ({"targets": []}, [], ["nothing is left to train"]),
+        ({"targets": ["valeu"], "exclude": ["nope"]}, ["nobody"], ["'valeu'", "'nope'", "'nobody'"]),
+    ],
+)
+def test_a_selector_that_does_not_fit_is_refused_with_the_reason(model, config, train_also, expected):
+    with pytest.raises(TargetError) as caught:
+        veneer.plan(model, LoraConfig(**{"r": 3, **config}), train_also)
+    assert all(part in str(caught.value) for part in expected), str(caught.value)
+    assert isinstance(caught.value, LookupError)
+
+
+def test_an_adapted_model_is_not_adapted_again(model):
+    veneer.adapt(model, LoraConfig(r=3))
+    with pytest.raises(AdapterStateError, match="adapted already"):
+        veneer.plan(model, LoraConfig(r=3))
+
+
+def test_what_is_trained_whole_is_not_adapted_as_well_and_the_plan_says_so(model):
+    the_plan = veneer.plan(model, LoraConfig(r=3, targets=["query", "classifier"]), ["blocks.0", "classifier"])
+    assert names(the_plan) == ["blocks.1.query"]
+    assert the_plan.left_out == (("blocks.0.query", "trained whole"), ("classifier", "trained whole"))

@@ -1,0 +1,97 @@
+"""Parameter counts of the paper's models (arXiv 2106.09685v2, Tables 2 to 4), on the meta device."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, DebertaV2Config, RobertaConfig
+
+import veneer
+from veneer import LoraConfig
+
+ROBERTA_BASE = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+ROBERTA_LARGE = {
+    **ROBERTA_BASE,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+DEBERTA_XXL = {
+    "vocab_size": 128100,
+    "hidden_size": 1536,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 24,
+    "intermediate_size": 6144,
+}
+
+
+def on_meta(config):
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config)
+
+
+def plan_of(model, targets, r):
+    return veneer.plan(model, LoraConfig(r=r, targets=targets), ["classifier"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_labels", "r", "lora", "trainable", "base"),
+    [
+        (ROBERTA_BASE, 2, 8, 294_912, 887_042, 124_647_170),
+        (ROBERTA_BASE, 3, 8, 294_912, 887_811, 124_647_939),
+        (ROBERTA_BASE, 2, 1, 36_864, 628_994, 124_647_170),
+        (ROBERTA_BASE, 2, 4, 147_456, 739_586, 124_647_170),
+        (ROBERTA_BASE, 2, 16, 589_824, 1_181_954, 124_647_170),
+        (ROBERTA_LARGE, 2, 8, 786_432, 786_432 + 1_051_650, 355_361_794),
+    ],
+)
+def test_roberta_with_query_and_value(shape, num_labels, r, lora, trainable, base):
+    model = on_meta(RobertaConfig(**shape, num_labels=num_labels))
+    the_plan = plan_of(model, ["query", "value"], r)
+    assert the_plan.lora_parameters == lora
+    assert the_plan.trainable_parameters == trainable
+    assert the_plan.base_parameters == base
+    veneer.adapt(model, LoraConfig(r=r, targets=["query", "value"]), ["classifier"])
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
+    assert sum(p.numel() for p in model.parameters()) == base + lora
+
+
+@pytest.mark.parametrize(("r", "lora"), [(16, 4_718_592), (8, 2_359_296)])
+def test_deberta_xxl_needs_rank_16_for_the_papers_4_7_million(r, lora):
+    """Table 2 prints 4.7M; Table 10's r=8 would give half of it. The scripts use r=16."""
+    model = on_meta(DebertaV2Config(**DEBERTA_XXL, num_labels=2))
+    assert plan_of(model, ["query_proj", "value_proj"], r).lora_parameters == lora
+
+
+class SplitAttention(nn.Module):
+    """GPT-2's attention with query, key and value apart, as loralib's MergedLinear treats c_attn."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+
+@pytest.mark.parametrize(("layers", "width", "lora"), [(24, 1024, 393_216), (36, 1280, 737_280)])
+def test_gpt2_medium_and_large_by_the_formula(layers, width, lora):
+    """Table 3 prints 0.35M and 0.77M; r=4 on query and value gives these counts instead (2 L d r per matrix)."""
+    with torch.device("meta"):
+        model = nn.ModuleList([SplitAttention(width) for _ in range(layers)])
+    assert veneer.plan(model, LoraConfig(r=4, targets=["query", "value"])).lora_parameters == lora
+
+
+@pytest.mark.parametrize(
+    ("targets", "r", "lora"),
+    [
+        (["value"], 2, 4_718_592),
+        (["query", "value"], 1, 4_718_592),
+        (["query", "value"], 4, 18_874_368),
+        (["query"], 8, 18_874_368),
+        (["query", "value"], 8, 37_748_736),
+        (["query", "value"], 64, 301_989_888),
+    ],
+)
+def test_gpt3_by_the_formula(targets, r, lora):
+    """Tables 4, 5 and 15: d = 12288, 96 layers."""
+    with torch.device("meta"):
+        model = nn.ModuleList([SplitAttention(12288) for _ in range(96)])
+    assert veneer.plan(model, LoraConfig(r=r, targets=targets)).lora_parameters == lora
