@@ -1,0 +1,1 @@
+"""What LoRA is compared with, and what it needs to know of a model family."""

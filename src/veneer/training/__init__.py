@@ -1,0 +1,1 @@
+"""Fine-tuning runs: from a configuration to a run folder."""

@@ -1,0 +1,94 @@
+"""`veneer compare`: the same pretrained model fine-tuned by several methods, side by side."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from veneer.cli import options
+from veneer.cli.console import note, progress_bars, stdout
+
+QUICK = {"epochs": 2, "max_train_rows": 960, "max_eval_rows": 400, "batch_size": 16, "max_tokens": 48}
+QUICK_NOTE = (
+    "QUICK RUN: trained on at most {max_train_rows} rows for {epochs} epochs in batches of {batch_size}, scored on at "
+    "most {max_eval_rows} rows, texts cut to {max_tokens} tokens. Its accuracies show that everything works, not what "
+    "the methods can do."
+)
+
+
+def compare(
+    model: options.Model = "minilm",
+    data: options.Data = "rotten-tomatoes",
+    text: options.Text = None,
+    label: options.Label = None,
+    text_pair: options.TextPair = None,
+    validation: options.Validation = None,
+    test: options.Test = None,
+    test_share: Annotated[float, typer.Option(help="Share held out for test where no test rows are given.")] = 0.2,
+    methods: Annotated[str, typer.Option(help="Comma-separated methods.")] = "head,lora-qv,lora-all,full",
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Number of seeds; more than one gives a spread.")] = 1,
+    seed: options.Seed = 0,
+    epochs: options.Epochs = 2,
+    batch_size: options.BatchSize = 32,
+    max_tokens: options.MaxTokens = 128,
+    r: options.Rank = 8,
+    alpha: options.Alpha = 16.0,
+    dropout: options.Dropout = 0.0,
+    precision: options.Precision = "auto",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A smaller version, about a minute, labelled as such.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for results.json, report.html and the trained weights.")] = Path(
+        "runs/compare"
+    ),
+    overwrite: options.Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the runs that are complete in --out.")] = False,
+) -> None:
+    """Fine-tune by several methods and report what each gained and cost."""
+    from veneer.files import write_text
+    from veneer.report.page import render_page
+    from veneer.report.summary import summarize
+    from veneer.report.terminal import results_table
+    from veneer.report.verdict import headline
+    from veneer.training.compare import compare as run_all
+    from veneer.training.config import RunConfig
+    from veneer.training.output import REPORT_FILE
+    from veneer.training.run import note_lines, prepare_data
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    shared = RunConfig(
+        model=model,
+        data=data,
+        text=text,
+        label=label,
+        text_pair=text_pair,
+        validation=validation,
+        test=test,
+        test_share=test_share,
+        seed=seed,
+        split_seed=seed,
+        epochs=epochs,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        r=r,
+        alpha=alpha,
+        dropout=dropout,
+        precision=precision,  # type: ignore[arg-type]  # checked by RunConfig
+        quick=quick,
+    )
+    notes = []
+    if quick:
+        shared = replace(shared, **QUICK)  # type: ignore[arg-type]
+        notes.append(QUICK_NOTE.format(**QUICK))
+    configs = [replace(shared, seed=seed + n, method=name) for n in range(seeds) for name in dict.fromkeys(names)]
+    data_notes = note_lines(prepare_data(shared, note))
+    for line in notes + data_notes:
+        note(line)
+    with progress_bars() as bars:
+        results = run_all(configs, out, bars, notes=notes + data_notes, overwrite=overwrite, resume=resume)
+    write_text(out / REPORT_FILE, render_page(results))
+    summaries = summarize(results.records)
+    stdout.print(results_table(summaries))
+    stdout.print(headline(summaries), markup=False, soft_wrap=True)
+    stdout.print(f"\nreport: {out / REPORT_FILE}\nresults: {out / 'results.json'}", markup=False, soft_wrap=True)

@@ -1,0 +1,87 @@
+"""What the terminal shows: progress with a time left, notes, tables. Figures go to stdout, the rest to stderr."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from veneer.results import RunRecord
+    from veneer.training.config import RunConfig
+    from veneer.training.run import Progress as RunProgress
+
+stdout = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+
+def note(line: str) -> None:
+    """Show one line beside the results, as it is."""
+    stderr.print(line, markup=False, style="dim", soft_wrap=True)
+
+
+def print_json(value: Mapping[str, object]) -> None:
+    """Print one JSON document to stdout, never wrapped or coloured."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+class ProgressBars:
+    """Shows one bar for the current run and one for all; off a terminal, one line a run."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.all_runs: TaskID | None = None
+        self.current: TaskID | None = None
+
+    def run_started(self, config: "RunConfig", number: int, num_runs: int) -> None:
+        """Show that run `number` of `num_runs` begins."""
+        if num_runs > 1 and self.all_runs is None:
+            self.all_runs = self.bars.add_task("all runs", total=num_runs, completed=number - 1, note="")
+        name = f"{config.method}, seed {config.seed}"
+        self.current = self.bars.add_task(name, total=None, note="loading")
+        if not stderr.is_terminal:
+            note(f"[{number}/{num_runs}] {name} ...")
+
+    def run_progressed(self, progress: "RunProgress") -> None:
+        """Show a step of the current run."""
+        assert self.current is not None
+        self.bars.update(self.current, completed=progress.step, total=progress.num_steps, note=progress.note)
+
+    def run_ended(self, record: "RunRecord") -> None:
+        """Show that the current run is done."""
+        from veneer.training.run import summary_line
+
+        assert self.current is not None
+        self.bars.remove_task(self.current)
+        if self.all_runs is not None:
+            self.bars.advance(self.all_runs)
+        self.notify(summary_line(record))
+
+    def notify(self, line: str) -> None:
+        """Show one line above the bars."""
+        self.bars.console.print(line, markup=False, style="dim", soft_wrap=True)
+
+
+@contextmanager
+def progress_bars() -> Iterator[ProgressBars]:
+    """Show bars on stderr for the length of the block."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
+        yield ProgressBars(bars)

@@ -1,0 +1,36 @@
+"""The options that several commands share, each defined once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Option("--model", help="Pretrained model: a short name, a local folder or a hub id.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="Labelled text: a short name, a .csv, .tsv, .jsonl or .parquet file, a folder of them, or a hub id.",
+    ),
+]
+Text = Annotated[str | None, typer.Option("--text", help="Column with the text.")]
+Label = Annotated[str | None, typer.Option("--label", help="Column with the class.")]
+TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column with the second text of each row.")]
+Validation = Annotated[
+    str | None, typer.Option("--validation", help="File with validation rows; else a share of the data is held out.")
+]
+Test = Annotated[str | None, typer.Option("--test", help="File with test rows.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the (first) run.")]
+Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the training rows.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows of one training step.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Longer texts are cut.")]
+Rank = Annotated[int, typer.Option("--r", help="Rank of the low-rank updates.")]
+Alpha = Annotated[float, typer.Option("--alpha", help="Scaling is alpha / r.")]
+Dropout = Annotated[float, typer.Option("--dropout", help="Dropout before A.")]
+Precision = Annotated[str, typer.Option("--precision", help="auto, float32 or bfloat16.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results at the output path.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
+Trained = Annotated[Path, typer.Argument(help="An adapter folder, a fully fine-tuned model folder, or a run folder.")]
+BaseModel = Annotated[
+    str | None, typer.Option("--model", help="Put the adapter on this base model, not the one it was trained on.")
+]

@@ -1,0 +1,91 @@
+"""`veneer evaluate` and `veneer predict`: a trained classifier put to work."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from veneer.cli import options
+from veneer.cli.console import note, print_json, stdout
+from veneer.errors import ConfigError
+
+
+def evaluate(
+    adapter: options.Trained,
+    data: options.Data,
+    text: options.Text = None,
+    label: options.Label = None,
+    text_pair: options.TextPair = None,
+    split: Annotated[str, typer.Option(help="Which split of a named data set: train, validation or test.")] = "test",
+    model: options.BaseModel = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Score a trained classifier on labelled text."""
+    from veneer.data.sources import DATASETS, load_rows
+    from veneer.training.saved import load_trained
+
+    rows = load_rows(data, split=split, text=text, label=label, text_pair=text_pair, notify=note)
+    trained = load_trained(adapter, model=model, notify=note)
+    scores = trained.scores(rows)
+    name = f"{data} ({split})" if data in DATASETS else data
+    if as_json:
+        print_json({"adapter": str(adapter), "data": name, "labels": trained.card.labels, **asdict(scores)})
+        return
+    stdout.print(
+        f"{name}: accuracy {scores.accuracy:.4f}, macro-F1 {scores.macro_f1:.4f}, cross-entropy {scores.loss:.4f} on "
+        f"{scores.num_examples:,} rows (always answering the most frequent class: {scores.majority_share:.4f})",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def predict(
+    adapter: options.Trained,
+    sentence: Annotated[str | None, typer.Argument(metavar="TEXT", help="One text.")] = None,
+    pair: Annotated[str | None, typer.Option("--pair", help="The second text that goes with TEXT.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="A file of texts, instead of TEXT.")] = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    out: Annotated[Path | None, typer.Option(help="File for the predictions: .csv, .tsv, .jsonl or .parquet.")] = None,
+    model: options.BaseModel = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Classify one text, or a file of texts into a file of predictions, with probabilities."""
+    from veneer.data.predictions import check_output, prediction_table, write_predictions
+    from veneer.data.splits import Examples
+    from veneer.data.tables import read_examples
+    from veneer.errors import DataError
+    from veneer.training.saved import load_trained
+
+    if (sentence is None) == (data is None):
+        raise ConfigError(
+            'give either one text (veneer predict ADAPTER "some text") or a file (--data FILE --text COLUMN)'
+        )
+    if data is not None and (text is None or out is None):
+        raise ConfigError("--data needs --text, the column to read, and --out, the file to write")
+    if sentence is not None and not sentence.strip():
+        raise DataError("the text is empty; give at least one word")
+    if out is not None:
+        check_output(out, overwrite=overwrite)
+    if data is not None:
+        assert text is not None
+        rows = read_examples(data, text=text, label=None, text_pair=text_pair)
+    else:
+        assert sentence is not None
+        rows = Examples(texts=(sentence,), pairs=None if pair is None else (pair,), labels=None)
+    trained = load_trained(adapter, model=model, notify=note)
+    table = prediction_table(rows, trained.card.labels, trained.probabilities(rows))
+    if out is not None:
+        write_predictions(table, out, overwrite=overwrite)
+        counts = ", ".join(f"{label} {count:,}" for label, count in table["label"].value_counts().items())
+        stdout.print(f"{len(table):,} predictions written to {out}: {counts}", markup=False, soft_wrap=True)
+        return
+    first = table.iloc[0]
+    probabilities = {label: float(first[f"p({label})"]) for label in trained.card.labels}
+    if as_json:
+        print_json({"text": sentence, "label": str(first["label"]), "probabilities": probabilities})
+        return
+    for label, probability in sorted(probabilities.items(), key=lambda item: -item[1]):
+        stdout.print(f"{probability:.4f}  {label}", markup=False)

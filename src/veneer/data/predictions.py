@@ -1,0 +1,61 @@
+"""Writing predicted classes with their probabilities to a table."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from veneer.data.splits import Examples
+from veneer.errors import OutputExistsError, unknown_name
+
+Writer = Callable[[pd.DataFrame, Path], object]
+
+WRITERS: Mapping[str, Writer] = {
+    ".csv": lambda table, path: table.to_csv(path, index=False),
+    ".tsv": lambda table, path: table.to_csv(path, index=False, sep="\t"),
+    ".jsonl": lambda table, path: table.to_json(path, orient="records", lines=True, force_ascii=False),
+    ".parquet": lambda table, path: table.to_parquet(path, index=False),
+}
+
+
+def prediction_table(
+    examples: Examples, labels: Sequence[str], probabilities: Float[Tensor, "rows classes"]
+) -> pd.DataFrame:
+    """Return one row a text: the text, the likeliest label, its probability, then each class's probability."""
+    columns: dict[str, object] = {"text": examples.texts}
+    if examples.pairs is not None:
+        columns["text_pair"] = examples.pairs
+    best = probabilities.max(dim=1)
+    columns["label"] = [labels[number] for number in best.indices.tolist()]
+    columns["probability"] = best.values.tolist()
+    for number, label in enumerate(labels):
+        columns[f"p({label})"] = probabilities[:, number].tolist()
+    return pd.DataFrame(columns)
+
+
+def check_output(path: Path, *, overwrite: bool) -> Writer:
+    """Return the writer for a file's ending.
+
+    Raises:
+        UnknownNameError: the ending is not known.
+        OutputExistsError: the file exists and may not be overwritten, or its folder does not exist.
+    """
+    if path.suffix not in WRITERS:
+        raise unknown_name("file ending", path.suffix, WRITERS, advice=f"Given: {path}.")
+    if not path.parent.is_dir():
+        raise OutputExistsError(f"{path.parent} is no folder; make it or choose another --out")
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path} exists already; choose another --out or pass --overwrite to replace it")
+    return WRITERS[path.suffix]
+
+
+def write_predictions(table: pd.DataFrame, path: Path, *, overwrite: bool) -> None:
+    """Write a prediction table in the format of the file's ending, whole or not at all."""
+    writer = check_output(path, overwrite=overwrite)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        temporary = Path(scratch) / path.name
+        writer(table, temporary)
+        temporary.replace(path)

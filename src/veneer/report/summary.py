@@ -1,0 +1,181 @@
+"""The records of one command, brought down to one value per method.
+
+A collapsed run (see `RunRecord.collapsed`) says that training failed, not how good the method is. So it is left out of
+every mean, counted, and the mean with it is kept beside the other one. Where every run of a method collapsed, the mean
+is over all of them and `all_collapsed` marks it.
+
+The spread is the sample standard deviation over runs, with n - 1 below the line; one run has none.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from veneer.errors import ConfigError, gathered
+from veneer.report.formatting import plain
+from veneer.results import RunRecord, Scores
+
+METHOD_LABELS: Mapping[str, str] = {
+    "head": "Head only",
+    "lora-qv": "LoRA{rank}, query + value",
+    "lora-all": "LoRA{rank}, all linear",
+    "full": "Full fine-tuning",
+}
+"""Names for the reader, in the order of every table; `{rank}` becomes ` r=8` where the configuration says it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A figure over several runs."""
+
+    mean: float
+    sd: float | None
+    """Sample standard deviation; None with one run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSummary:
+    """Every figure of one method; the means are over `scored`."""
+
+    method: str
+    label: str
+    split: str
+    """What accuracy and macro-F1 are measured on: `test`, or `validation` where no test rows were given."""
+    records: tuple[RunRecord, ...]
+    """All runs of the method, by seed."""
+    accuracy: Spread
+    macro_f1: Spread
+    accuracy_with_collapsed: Spread
+    macro_f1_with_collapsed: Spread
+    validation_macro_f1: float
+    """What methods are chosen by: choosing by the test would make the test lean high."""
+    num_examples: int
+    """Rows of the split."""
+    train_seconds: float
+    peak_memory_bytes: float
+    checkpoint_bytes: float
+    trainable_parameters: int
+    lora_parameters: int
+    head_parameters: int
+    total_parameters: int
+
+    @property
+    def scored(self) -> tuple[RunRecord, ...]:
+        """The runs that the means are over: those that did not collapse, or all where every one did."""
+        return _scored(self.records)
+
+    @property
+    def num_runs(self) -> int:
+        """All runs, the collapsed ones included."""
+        return len(self.records)
+
+    @property
+    def num_collapsed(self) -> int:
+        """Runs that answer (nearly) one class only."""
+        return sum(record.collapsed for record in self.records)
+
+    @property
+    def all_collapsed(self) -> bool:
+        """Whether every run collapsed, so that the means say nothing about the method."""
+        return self.num_collapsed == self.num_runs
+
+    @property
+    def trainable_share(self) -> float:
+        """Trainable parameters over all parameters of the model in training, 0 to 1."""
+        return self.trainable_parameters / self.total_parameters
+
+
+def summarize(records: Sequence[RunRecord]) -> list[MethodSummary]:
+    """Return one summary per method: those of `METHOD_LABELS` in their order, then the others alphabetically.
+
+    Accuracy and macro-F1 are on the test rows where every record has them, else on the validation rows.
+
+    Raises:
+        ConfigError: the records are not of one model and one data set, or one method has two sizes.
+    """
+    _check_comparable(records)
+    split = "test" if all(record.test is not None for record in records) else "validation"
+    known = [method for method in METHOD_LABELS if any(record.method == method for record in records)]
+    others = sorted({record.method for record in records} - set(known))
+    return [_summary([record for record in records if record.method == method], split) for method in known + others]
+
+
+def split_scores(record: RunRecord, split: str) -> Scores:
+    """Return the record's scores on `test` where that is asked for and there, else on `validation`."""
+    return record.test if split == "test" and record.test is not None else record.validation
+
+
+def standard_error(share: float, num_examples: int) -> float:
+    """Return sqrt(p (1 - p) / n): how far a share measured on n rows lies from the truth, one standard deviation."""
+    return math.sqrt(share * (1 - share) / num_examples)
+
+
+def is_lora(summary: MethodSummary) -> bool:
+    """Return whether the method trains low-rank updates."""
+    return summary.lora_parameters > 0
+
+
+def best_by_validation(summaries: Sequence[MethodSummary]) -> MethodSummary | None:
+    """Return the summary with the best macro-F1 on validation, a collapsed one last; the first among equals."""
+    return max(summaries, key=lambda s: (not s.all_collapsed, s.validation_macro_f1), default=None)
+
+
+def _check_comparable(records: Sequence[RunRecord]) -> None:
+    aspects: dict[str, Callable[[RunRecord], object]] = {
+        "model": lambda record: record.model,
+        "data": lambda record: record.data,
+        "labels": lambda record: tuple(record.labels),
+    }
+    problems = [
+        f"{name}: {listing}"
+        for name, aspect in aspects.items()
+        if len(given := dict.fromkeys(aspect(record) for record in records)) > 1
+        for listing in [" and ".join(repr(value) for value in given)]
+    ]
+    for method in dict.fromkeys(record.method for record in records):
+        sizes = {(r.trainable_parameters, r.total_parameters) for r in records if r.method == method}
+        if len(sizes) > 1:
+            problems.append(f"method {method!r}: (trainable, total) parameters {sorted(sizes)}")
+    if problems:
+        raise ConfigError(gathered("only runs of one command can be compared, but these differ in", problems))
+
+
+def _summary(records: list[RunRecord], split: str) -> MethodSummary:
+    """Return the summary of the runs of one method."""
+    runs = tuple(sorted(records, key=lambda record: record.seed))
+    scored, first = _scored(runs), runs[0]
+    return MethodSummary(
+        method=first.method,
+        label=_label(first),
+        split=split,
+        records=runs,
+        accuracy=_spread([split_scores(record, split).accuracy for record in scored]),
+        macro_f1=_spread([split_scores(record, split).macro_f1 for record in scored]),
+        accuracy_with_collapsed=_spread([split_scores(record, split).accuracy for record in runs]),
+        macro_f1_with_collapsed=_spread([split_scores(record, split).macro_f1 for record in runs]),
+        validation_macro_f1=fmean(record.validation.macro_f1 for record in scored),
+        num_examples=split_scores(first, split).num_examples,
+        train_seconds=fmean(record.train_seconds for record in scored),
+        peak_memory_bytes=fmean(record.peak_memory_bytes for record in scored),
+        checkpoint_bytes=fmean(record.checkpoint_bytes for record in scored),
+        trainable_parameters=first.trainable_parameters,
+        lora_parameters=first.lora_parameters,
+        head_parameters=first.head_parameters,
+        total_parameters=first.total_parameters,
+    )
+
+
+def _scored(records: tuple[RunRecord, ...]) -> tuple[RunRecord, ...]:
+    return tuple(record for record in records if not record.collapsed) or records
+
+
+def _spread(values: list[float]) -> Spread:
+    return Spread(mean=fmean(values), sd=stdev(values) if len(values) > 1 else None)
+
+
+def _label(record: RunRecord) -> str:
+    if record.method not in METHOD_LABELS:
+        return plain(record.method)
+    rank = record.config.get("r")
+    return METHOD_LABELS[record.method].format(rank=f" r={rank}" if isinstance(rank, int) else "")

@@ -1,0 +1,186 @@
+"""The comparison in plain words: did LoRA reach full fine-tuning, and can these rows tell?
+
+The LoRA method in the sentence is the one that validation prefers. Picking it by the test would make it lean high.
+
+A difference d of two accuracies counts as noise while |d| is below two standard errors. The standard error is that of
+Agresti and Caffo (The American Statistician 54(4), 2000: one success and one failure added to each sample, so that it
+stays sensible near 0 and 1), joined with the spread over runs:
+
+    p' = (n p + 1) / (n + 2)      se^2 = sum over both methods of  p' (1 - p') / (n + 2) + sd^2 / runs
+
+Both methods answered the same rows, so their errors go together and the true error of the difference is smaller: the
+sentence is rather too careful than too bold. With one run the spread over runs is unknown and counts as 0, which is
+why the sentence then says "one run each". "Within the noise" is not "equal", and the words keep that apart.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from veneer.report.formatting import count, percent, score
+from veneer.report.summary import MethodSummary, Spread, best_by_validation, is_lora
+
+SENTENCE_NAMES: Mapping[str, str] = {
+    "head": "Training the head alone",
+    "lora-qv": "LoRA on query and value",
+    "lora-all": "LoRA on all linear layers",
+    "full": "Full fine-tuning",
+}
+"""What each method is called as the subject of a sentence; the others go by their label."""
+_INNER_NAMES: Mapping[str, str] = {**SENTENCE_NAMES, "head": "training the head alone", "full": "full fine-tuning"}
+"""The same inside a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the numbers say, and what a reader must add to it."""
+
+    claim: str
+    caveats: tuple[str, ...]
+
+
+def headline(summaries: Sequence[MethodSummary]) -> str:
+    """Return the claim and its caveats as one text."""
+    said = verdict(summaries)
+    return " ".join([said.claim, *said.caveats])
+
+
+def verdict(summaries: Sequence[MethodSummary]) -> Verdict:
+    """Return what can be said of LoRA against full fine-tuning, or of what was run instead."""
+    if not summaries:
+        return Verdict(claim="No run has finished.", caveats=())
+    by_method = {summary.method: summary for summary in summaries}
+    full, head = by_method.get("full"), by_method.get("head")
+    lora = best_by_validation([summary for summary in summaries if is_lora(summary)])
+    if lora is None:
+        return _verdict_without_lora(summaries)
+    if lora.all_collapsed:
+        claim = f"{_subject(lora)} collapsed onto one class in every run, so there is nothing to compare."
+        return Verdict(claim=claim, caveats=_optimism(lora))
+    if full is not None and full.all_collapsed:
+        claim = f"{_reached(lora)}. Full fine-tuning collapsed onto one class in every run, so it is no yardstick here."
+        return Verdict(claim=claim, caveats=(*_left_out(lora), *_optimism(lora)))
+    if full is not None:
+        return Verdict(claim=_claim_against_full(lora, full), caveats=_caveats(lora, full))
+    absent = "Full fine-tuning was not run."
+    if head is not None and not head.all_collapsed:
+        claim = (
+            f"{_subject(lora)} reached a {lora.split} accuracy of {_pair(lora, head, joint=', the head alone ')}"
+            f"{_cost(lora)}."
+        )
+        return Verdict(claim=claim, caveats=(absent, *_caveats(lora, head)))
+    return Verdict(claim=f"{_reached(lora)}.", caveats=(absent, *_left_out(lora), *_optimism(lora)))
+
+
+def noise(one: MethodSummary, other: MethodSummary) -> float:
+    """Return two standard errors of the difference of two accuracies; see the module's docstring."""
+    variance = 0.0
+    for summary in (one, other):
+        padded = summary.num_examples + 2
+        share = _padded_share(summary)
+        variance += share * (1 - share) / padded + (summary.accuracy.sd or 0.0) ** 2 / len(summary.scored)
+    return 2 * math.sqrt(variance)
+
+
+def within_noise(one: MethodSummary, other: MethodSummary) -> bool:
+    """Return whether the difference of two accuracies is below two standard errors."""
+    return abs(_padded_share(one) - _padded_share(other)) < noise(one, other)
+
+
+def _padded_share(summary: MethodSummary) -> float:
+    return (summary.accuracy.mean * summary.num_examples + 1) / (summary.num_examples + 2)
+
+
+def _verdict_without_lora(summaries: Sequence[MethodSummary]) -> Verdict:
+    best = best_by_validation(summaries)
+    assert best is not None, "the caller has seen that there is a summary"
+    if best.all_collapsed:
+        claim = f"{_subject(best)} collapsed onto one class in every run."
+        return Verdict(claim=claim, caveats=_optimism(best))
+    caveats = ("No LoRA method was run to compare with.", *_left_out(best), *_optimism(best))
+    return Verdict(claim=f"{_reached(best)}.", caveats=caveats)
+
+
+def _claim_against_full(lora: MethodSummary, full: MethodSummary) -> str:
+    subject, split = _subject(lora), lora.split
+    ours, theirs = lora.accuracy.mean, full.accuracy.mean
+    if score(ours) == score(theirs):
+        return f"{subject} matched full fine-tuning's {split} accuracy ({_pair(lora, full)}){_cost(lora)}."
+    if ours > theirs:
+        above = "slightly above" if within_noise(lora, full) else "above"
+        return f"{subject} was {above} full fine-tuning in {split} accuracy ({_pair(lora, full)}){_cost(lora)}."
+    # What displays as less is never rounded up to the whole.
+    reached = min(100 * ours / theirs, 99.9)
+    return (
+        f"{subject} reached {reached:.1f} % of full fine-tuning's {split} accuracy ({_pair(lora, full)}){_cost(lora)}."
+    )
+
+
+def _pair(one: MethodSummary, other: MethodSummary, *, joint: str = " against ") -> str:
+    """Return both accuracies and how many runs they come from."""
+    runs = len(one.scored), len(other.scored)
+    if runs == (1, 1):
+        over = "one run each"
+    elif runs[0] == runs[1]:
+        over = f"mean ± standard deviation of {runs[0]} runs each"
+    else:
+        over = f"mean ± standard deviation of {runs[0]} and {_runs(runs[1])}"
+    return f"{_score(one.accuracy)}{joint}{_score(other.accuracy)}, {over}"
+
+
+def _reached(summary: MethodSummary) -> str:
+    return f"{_subject(summary)} reached a {summary.split} accuracy of {_alone(summary)}{_cost(summary)}"
+
+
+def _alone(summary: MethodSummary) -> str:
+    over = "" if summary.accuracy.sd is None else "mean ± standard deviation of "
+    return f"{_score(summary.accuracy)} ({over}{_runs(len(summary.scored))})"
+
+
+def _caveats(one: MethodSummary, other: MethodSummary) -> tuple[str, ...]:
+    return (*_within_noise(one, other), *_left_out(one), *_left_out(other), *_optimism(one))
+
+
+def _within_noise(one: MethodSummary, other: MethodSummary) -> tuple[str, ...]:
+    if not within_noise(one, other):
+        return ()
+    difference = abs(one.accuracy.mean - other.accuracy.mean)
+    return (
+        f"The difference of {difference:.3f} is within the noise: {count(one.num_examples)} {one.split} rows cannot "
+        f"tell apart what differs by less than about {noise(one, other):.3f} (two standard errors).",
+    )
+
+
+def _left_out(summary: MethodSummary) -> tuple[str, ...]:
+    if not summary.num_collapsed or summary.all_collapsed:
+        return ()
+    verb, them = ("is", "it") if summary.num_collapsed == 1 else ("are", "them")
+    name = _INNER_NAMES.get(summary.method, summary.label)
+    return (
+        f"{summary.num_collapsed} of {summary.num_runs} runs of {name} collapsed onto one class and {verb} "
+        f"left out ({_score(summary.accuracy_with_collapsed)} with {them}).",
+    )
+
+
+def _optimism(summary: MethodSummary) -> tuple[str, ...]:
+    if summary.split == "test":
+        return ()
+    return ("No test rows were given: the validation rows also chose the epoch, so these figures lean high.",)
+
+
+def _cost(summary: MethodSummary) -> str:
+    if summary.trainable_share >= 1:
+        return " while training all parameters"
+    return f" while training {percent(summary.trainable_share)} of the parameters"
+
+
+def _subject(summary: MethodSummary) -> str:
+    return SENTENCE_NAMES.get(summary.method, summary.label)
+
+
+def _score(spread: Spread) -> str:
+    return score(spread.mean, spread.sd)
+
+
+def _runs(number: int) -> str:
+    return "one run" if number == 1 else f"{number} runs"

@@ -1,0 +1,142 @@
+"""Many runs, one after the other, each in a process of its own.
+
+A process of its own gives each run an honest peak of memory and the same cold start, and a run that is killed takes
+nothing else with it. Each finished run is a folder; the results file is written anew after each, so nothing is lost.
+
+    <folder>/results.json              the records of all finished runs
+    <folder>/<method>-seed<seed>/      one run folder each, see `run.py`
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Protocol
+
+from veneer.errors import VeneerError
+from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
+from veneer.training.config import RunConfig
+from veneer.training.machine import describe_machine, describe_versions
+from veneer.training.output import clear_results, require_free
+from veneer.training.run import Progress, run
+
+
+class Watcher(Protocol):
+    """Whoever shows the progress."""
+
+    def run_started(self, config: RunConfig, number: int, num_runs: int) -> None:
+        """Show that run `number` of `num_runs` begins."""
+
+    def run_progressed(self, progress: Progress) -> None:
+        """Show a step of the current run."""
+
+    def run_ended(self, record: RunRecord) -> None:
+        """Show that the current run is done."""
+
+    def notify(self, line: str) -> None:
+        """Show one line."""
+
+
+def compare(
+    configs: Sequence[RunConfig],
+    folder: Path,
+    watcher: Watcher,
+    *,
+    notes: Sequence[str] = (),
+    overwrite: bool = False,
+    resume: bool = False,
+) -> Results:
+    """Do all runs and return their results, which are also in `folder`.
+
+    Args:
+        configs: the runs, in order; method and seed tell them apart.
+        folder: where the results go.
+        watcher: is told of everything.
+        notes: what a reader must know, kept with the results.
+        overwrite: whether earlier results in `folder` may be replaced.
+        resume: whether runs that are complete in `folder`, with the same configuration, are taken as they are.
+
+    Raises:
+        VeneerError: a run cannot be done. The runs that were finished before stay.
+    """
+    resumable = " or --resume to finish it" if any(folder.glob(f"*/{RESULTS_FILE}")) else ""
+    require_free(folder, overwrite=overwrite or resume, advice=resumable)
+    if overwrite and not resume:
+        clear_results(folder)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    results = Results(machine=describe_machine(), versions=describe_versions(), notes=list(notes))
+    try:
+        for number, config in enumerate(configs, start=1):
+            name = f"{config.method}-seed{config.seed}"
+            record = _finished(folder / name, config) if resume else None
+            if record is None:
+                watcher.run_started(config, number, len(configs))
+                record = _run_in_process(config, folder / name, watcher, overwrite=resume)
+                watcher.run_ended(record)
+            results.records.append(replace(record, checkpoint=f"{name}/{record.checkpoint}"))
+            write_results(folder, results)
+    finally:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+    return results
+
+
+def _finished(folder: Path, config: RunConfig) -> RunRecord | None:
+    """Return the record of a complete run with the same configuration, if `folder` holds one."""
+    if not (folder / RESULTS_FILE).is_file():
+        return None
+    [record] = read_results(folder).records
+    resolved_later = {"precision", "attention", "learning_rate", "base_model"}
+    wanted = {key: value for key, value in config.to_json().items() if key not in resolved_later}
+    same = all(record.config.get(key) == value for key, value in wanted.items())
+    same_rate = record.config["learning_rate"] == config.peak_learning_rate()
+    return record if same and same_rate else None
+
+
+def _run_in_process(config: RunConfig, folder: Path, watcher: Watcher, *, overwrite: bool) -> RunRecord:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(config, folder, sender, overwrite), daemon=True)
+    process.start()
+    sender.close()
+    outcome: RunRecord | VeneerError | None = None
+    try:
+        while outcome is None:
+            message = receiver.recv()
+            if isinstance(message, Progress):
+                watcher.run_progressed(message)
+            elif isinstance(message, str):
+                watcher.notify(message)
+            else:
+                outcome = message
+    except EOFError:
+        process.join()
+        raise VeneerError(f"the run {folder.name} ended without a result: {_cause(process.exitcode)}") from None
+    finally:
+        if outcome is None and process.is_alive():
+            process.terminate()
+        process.join()
+    if isinstance(outcome, VeneerError):
+        raise outcome
+    return outcome
+
+
+def _cause(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        hint = "; probably memory ran out, so lower --batch-size" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}"
+    return f"its process failed with exit code {exit_code}; its own message is above"
+
+
+def _child(config: RunConfig, folder: Path, sender: Connection, overwrite: bool) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the run cleans up after itself
+    try:
+        sender.send(run(config, folder, on_progress=sender.send, notify=sender.send, overwrite=overwrite))
+    except VeneerError as error:
+        sender.send(error)
+    except KeyboardInterrupt:
+        pass

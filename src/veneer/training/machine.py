@@ -1,0 +1,35 @@
+"""What a run was measured on."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import sys
+
+import torch
+
+PACKAGES = ("veneer", "torch", "transformers", "accelerate", "safetensors", "scikit-learn", "numpy")
+
+
+def describe_machine() -> dict[str, str | int | None]:
+    """Return processor, cores this process may use, memory in bytes, accelerator and system."""
+    return {
+        "cpu": str(torch.cpu.get_capabilities().get("cpu_name", platform.machine())),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Return the versions that a run's figures depend on."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest allocation on the GPU, or else the largest resident set of this process, so far."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

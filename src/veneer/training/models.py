@@ -1,0 +1,93 @@
+"""Loading a pretrained model as a classifier, and finding the part of it that is new."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from veneer.data.sources import ModelSource
+from veneer.errors import DataError, DownloadError
+from veneer.lora.targets import HEAD_NAMES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A pretrained model with a classification head, in eval mode and float32."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    head: tuple[str, ...]
+    """Names of the modules that `from_pretrained` initialised anew."""
+
+
+def load_classifier(source: ModelSource, labels: Sequence[str], *, seed: int, attention: str) -> Classifier:
+    """Return the model at `source` with a head for `labels`, the head's start drawn with `seed`.
+
+    Raises:
+        DataError: the folder holds no model that can classify text.
+        DownloadError: the hub could not be reached.
+    """
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    torch.manual_seed(seed)
+    try:
+        config = AutoConfig.from_pretrained(
+            source.location,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: number for number, label in enumerate(labels)},
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source.location)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source.location,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _loading_error(source, error) from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    new = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
+    head = new_modules(model, new) or existing_head(model)
+    new_share = sum(p.numel() for name, p in model.named_parameters() if name in new) / model.num_parameters()
+    if new_share > 0.5 or not head:
+        what = f"{new_share:.0%} of its weights are missing" if head else "no classification head was found"
+        raise DataError(f"{source.name} cannot be used as a pretrained classifier: {what}")
+    return Classifier(model=model.eval(), tokenizer=tokenizer, head=head)
+
+
+def new_modules(model: nn.Module, new: set[str]) -> tuple[str, ...]:
+    """Return the largest modules all of whose parameters are in `new`, in the model's order."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        parameters = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
+        inside = any(name.startswith(outer + ".") for outer in found)
+        if name and parameters and not inside and new.issuperset(parameters):
+            found.append(name)
+    return tuple(found)
+
+
+def existing_head(model: nn.Module) -> tuple[str, ...]:
+    """Return the head of a model that came with one of the right size."""
+    return tuple(name for name, _ in model.named_children() if name in HEAD_NAMES)
+
+
+def _loading_error(source: ModelSource, error: Exception) -> DataError | DownloadError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(source.location).is_dir():
+        return DataError(f"{source.name} cannot be loaded as a text classifier: {reason}")
+    return DownloadError(f"the model {source.name!r} could not be fetched from the hub: {reason}")

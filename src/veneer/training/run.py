@@ -1,0 +1,335 @@
+"""One fine-tuning run: from a configuration to a run folder, on transformers' Trainer.
+
+    <folder>/adapter/ or model/   the trained weights of the best epoch
+    <folder>/results.json         the record, as `veneer.results` defines it
+
+The folder appears whole or not at all. The test rows are scored once, after the epoch was chosen on validation.
+"""
+
+import math
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from veneer.data.metrics import is_collapsed, score
+from veneer.data.sources import ModelSource, Notify, find_model, load_splits
+from veneer.data.splits import Splits, sample
+from veneer.methods.table import Counts, attach, find_method
+from veneer.results import Results, RunRecord, Scores, write_results
+from veneer.training.config import RunConfig, resolve_attention, resolve_precision
+from veneer.training.encoding import Features, collator, encode, predict_logits
+from veneer.training.machine import describe_machine, describe_versions, peak_memory_bytes
+from veneer.training.models import Classifier, load_classifier
+from veneer.training.output import move_results, require_free
+from veneer.training.saved import TaskCard, save_trained
+
+LOSS_POINTS_PER_EPOCH = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run has come."""
+
+    step: int
+    num_steps: int
+    note: str
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class KeepBest(TrainerCallback):
+    """Keeps the trained weights of the epoch with the best macro-F1 on validation, the earliest among equals."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.latest: Scores | None = None
+        self.best: Scores | None = None
+        self.best_epoch = 0
+        self.history: list[dict[str, float]] = []
+        self._weights: dict[str, Tensor] = {}
+
+    def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Score the validation rows and remember the scores; the Trainer only sees macro-F1."""
+        logits, labels = prediction.predictions, prediction.label_ids
+        self.latest = score(torch.as_tensor(logits).float(), torch.as_tensor(labels))
+        return {"macro_f1": self.latest.macro_f1}
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Copy the weights if they are the best so far. The Trainer passes more than is used here."""
+        assert self.latest is not None
+        epoch = round(state.epoch or 0)
+        latest = self.latest
+        self.history.append(
+            {"epoch": epoch, "loss": latest.loss, "accuracy": latest.accuracy, "macro_f1": latest.macro_f1}
+        )
+        if self.best is None or latest.macro_f1 > self.best.macro_f1:
+            self.best, self.best_epoch = latest, epoch
+            self._weights = {name: p.detach().clone() for name, p in self.trained.items()}
+
+    def restore(self) -> None:
+        """Put the best weights back into the model."""
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(self._weights[name])
+
+
+class Report(TrainerCallback):
+    """Passes each step on to whoever shows the progress."""
+
+    def __init__(self, on_progress: OnProgress, keep_best: KeepBest) -> None:
+        self.on_progress = on_progress
+        self.keep_best = keep_best
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Report the step. The Trainer passes more than is used here."""
+        best = self.keep_best.best
+        note = f"epoch {math.ceil(state.epoch or 0)}/{math.ceil(args.num_train_epochs)}"
+        if best is not None:
+            note += f", validation {best.accuracy:.3f}"
+        self.on_progress(Progress(step=state.global_step, num_steps=state.max_steps, note=note))
+
+
+def prepare_data(config: RunConfig, notify: Notify | None = None) -> Splits:
+    """Return the rows a run works on, sampled where the configuration says so.
+
+    Raises:
+        DataError, UnknownNameError, DownloadError: see `load_splits`.
+    """
+    splits = load_splits(config.data_request(), notify)
+    if config.max_train_rows is not None:
+        splits = replace(splits, train=sample(splits.train, config.max_train_rows, seed=config.split_seed))
+    if config.max_eval_rows is not None:
+        validation = sample(splits.validation, config.max_eval_rows, seed=config.split_seed)
+        test = splits.test and sample(splits.test, config.max_eval_rows, seed=config.split_seed)
+        splits = replace(splits, validation=validation, test=test)
+    return splits
+
+
+def run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    on_progress: OnProgress = lambda progress: None,
+    notify: Notify | None = None,
+    overwrite: bool = False,
+) -> RunRecord:
+    """Fine-tune, test and save; return the record that is also written to `folder`.
+
+    Args:
+        config: what to run.
+        folder: the run folder; made anew.
+        on_progress: called after each step.
+        notify: takes one line for the user.
+        overwrite: whether a folder that exists may be replaced, once the run is done.
+
+    Raises:
+        VeneerError: the run cannot be done; nothing is left behind.
+    """
+    require_free(folder, overwrite=overwrite)
+    source = find_model(config.model, notify)
+    splits = prepare_data(config, notify)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
+    try:
+        partial.chmod(0o755)
+        record = _train_and_test(config, source, splits, partial, on_progress)
+        write_results(partial, Results(machine=describe_machine(), versions=describe_versions(), records=[record]))
+        move_results(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return record
+
+
+def _train_and_test(
+    config: RunConfig, source: ModelSource, splits: Splits, folder: Path, on_progress: OnProgress
+) -> RunRecord:
+    set_seed(config.seed)
+    method, precision, attention = (
+        find_method(config.method),
+        resolve_precision(config.precision),
+        resolve_attention(config.attention),
+    )
+    classifier = load_classifier(source, splits.labels, seed=config.seed, attention=attention)
+    counts = attach(
+        classifier.model,
+        method,
+        model_type=classifier.model.config.model_type,
+        head=classifier.head,
+        config=config.lora(),
+        own_targets=config.targets is not None,
+    )
+    card = TaskCard(
+        model=config.model,
+        base_model=source.hub_id,
+        labels=splits.labels,
+        text_pair=splits.train.pairs is not None,
+        max_tokens=config.max_tokens,
+        precision=precision,
+        method=config.method,
+    )
+    encoded = {
+        name: encode(part, classifier.tokenizer, labels=splits.labels, max_tokens=config.max_tokens)
+        for name in ("train", "validation", "test")
+        if (part := getattr(splits, name)) is not None
+    }
+    outcome = _train(config, classifier, encoded["train"], encoded["validation"], on_progress)
+    test = None
+    if "test" in encoded:
+        logits = predict_logits(classifier.model, encoded["test"], classifier.tokenizer, precision=precision)
+        test = score(logits, torch.tensor([row["labels"] for row in encoded["test"]]))
+    checkpoint = save_trained(classifier, card, folder)
+    resolved = replace(
+        config,
+        precision=precision,
+        attention=attention,
+        learning_rate=config.peak_learning_rate(),
+    )
+    return _record(
+        resolved,
+        card,
+        counts,
+        outcome=outcome,
+        test=test,
+        checkpoint=checkpoint,
+        split={name: len(rows) for name, rows in encoded.items()},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What training left behind, beside the weights in the model."""
+
+    keep_best: KeepBest
+    train_seconds: float
+    peak_memory_bytes: int
+    train_curve: list[dict[str, float]]
+
+
+def _train(
+    config: RunConfig,
+    classifier: Classifier,
+    train_rows: list[Features],
+    validation_rows: list[Features],
+    on_progress: OnProgress,
+) -> Outcome:
+    """Train, and leave the weights of the best epoch in the model."""
+    keep_best = KeepBest(classifier.model)
+    steps_per_epoch = math.ceil(len(train_rows) / config.batch_size)
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # third parties' advice on settings that are not the user's
+        trainer = Trainer(
+            model=classifier.model,
+            args=_arguments(config, scratch, max(1, steps_per_epoch // LOSS_POINTS_PER_EPOCH)),
+            data_collator=collator(classifier.tokenizer),
+            train_dataset=train_rows,
+            eval_dataset=sorted(validation_rows, key=lambda row: len(row["input_ids"])),
+            compute_metrics=keep_best.compute_metrics,
+            callbacks=[keep_best, Report(on_progress, keep_best)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        start = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - start
+    keep_best.restore()
+    curve = [{"epoch": entry["epoch"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry]
+    return Outcome(keep_best=keep_best, train_seconds=seconds, peak_memory_bytes=peak_memory_bytes(), train_curve=curve)
+
+
+def _arguments(config: RunConfig, scratch: str, logging_steps: int) -> TrainingArguments:
+    on_gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=scratch,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=64,
+        learning_rate=config.peak_learning_rate(),
+        lr_scheduler_type="linear",
+        warmup_steps=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        bf16=resolve_precision(config.precision) == "bfloat16",
+        train_sampling_strategy="group_by_length",
+        eval_strategy="epoch",
+        save_strategy="no",
+        logging_steps=logging_steps,
+        seed=config.seed,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _record(
+    config: RunConfig,
+    card: TaskCard,
+    counts: Counts,
+    *,
+    outcome: Outcome,
+    test: Scores | None,
+    checkpoint: Path,
+    split: dict[str, int],
+) -> RunRecord:
+    best = outcome.keep_best
+    assert best.best is not None
+    return RunRecord(
+        method=config.method,
+        model=config.model,
+        data=config.data,
+        seed=config.seed,
+        labels=list(card.labels),
+        trainable_parameters=counts.trainable,
+        lora_parameters=counts.lora,
+        head_parameters=counts.head,
+        total_parameters=counts.total,
+        train_seconds=outcome.train_seconds,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        checkpoint_bytes=sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()),
+        checkpoint=checkpoint.name,
+        best_epoch=best.best_epoch,
+        validation=best.best,
+        test=test,
+        collapsed=is_collapsed(test or best.best),
+        train_curve=outcome.train_curve,
+        validation_curve=best.history,
+        split=split,
+        config={**config.to_json(), "base_model": card.base_model},
+    )
+
+
+def summary_line(record: RunRecord) -> str:
+    """Return one line that says what a run reached."""
+    name, scores = ("test", record.test) if record.test else ("validation", record.validation)
+    mark = ", collapsed to one class" if record.collapsed else ""
+    return (
+        f"{record.method}, seed {record.seed}: {name} accuracy {scores.accuracy:.4f}, macro-F1 {scores.macro_f1:.4f}"
+        f"{mark}, {record.train_seconds:.0f} s"
+    )
+
+
+def note_lines(splits: Splits) -> list[str]:
+    """Return what the user should know of the data, a line each."""
+    sizes = {name: len(part) for name in ("train", "validation", "test") if (part := getattr(splits, name)) is not None}
+    return [", ".join(f"{name} {size:,}" for name, size in sizes.items()) + " rows", *splits.notes]

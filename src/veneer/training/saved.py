@@ -1,0 +1,154 @@
+"""A trained classifier on disk, and back: what `evaluate` and `predict` work with.
+
+An adapter folder is PEFT's two files and a task card, `veneer.json`, which says what the adapter is for: its base
+model, the class names in the order of the outputs, how texts are cut. A fully fine-tuned model is a complete
+transformers folder with the same card.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from veneer.data.metrics import score
+from veneer.data.sources import ModelSource, Notify, find_model
+from veneer.data.splits import Examples
+from veneer.errors import AdapterFormatError, ConfigError, DataError, gathered
+from veneer.files import write_text
+from veneer.formats.adapter import load, save
+from veneer.formats.peft import CONFIG_FILE
+from veneer.results import Scores
+from veneer.training.config import resolve_attention, resolve_precision
+from veneer.training.encoding import encode, predict_logits
+from veneer.training.models import Classifier, load_classifier
+
+CARD_FILE = "veneer.json"
+CARD_SCHEMA = 1
+ADAPTER_FOLDER = "adapter"
+MODEL_FOLDER = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskCard:
+    """What a trained classifier is for."""
+
+    model: str
+    """The pretrained model as the user named it: a short name, a local folder or a hub id."""
+    base_model: str
+    """Its hub id or folder, for other tools."""
+    labels: tuple[str, ...]
+    """Class names in the order of the outputs."""
+    text_pair: bool
+    """Whether a row has two texts."""
+    max_tokens: int
+    precision: str
+    """Arithmetic that the reported scores were computed in."""
+    method: str
+    schema: int = CARD_SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedClassifier:
+    """A trained classifier in memory."""
+
+    card: TaskCard
+    classifier: Classifier
+
+    def probabilities(self, examples: Examples) -> Float[Tensor, "rows classes"]:
+        """Return each class's probability for each row."""
+        return self._logits(examples).softmax(dim=1)
+
+    def scores(self, examples: Examples) -> Scores:
+        """Return how well the classifier does on labelled rows.
+
+        Raises:
+            DataError: a row has a label the classifier does not know.
+        """
+        assert examples.labels is not None
+        if unknown := sorted(set(examples.labels) - set(self.card.labels)):
+            known = ", ".join(map(repr, self.card.labels))
+            raise DataError(f"the data has labels this classifier does not know: {unknown[:10]}; it knows {known}")
+        numbers = torch.tensor([self.card.labels.index(label) for label in examples.labels])
+        return score(self._logits(examples), numbers)
+
+    def _logits(self, examples: Examples) -> Float[Tensor, "rows classes"]:
+        if (examples.pairs is not None) != self.card.text_pair:
+            expected = "two texts a row (give --text-pair)" if self.card.text_pair else "one text a row"
+            raise DataError(f"this classifier was trained on {expected}")
+        tokenizer = self.classifier.tokenizer
+        unlabelled = Examples(texts=examples.texts, pairs=examples.pairs, labels=None)
+        rows = encode(unlabelled, tokenizer, labels=self.card.labels, max_tokens=self.card.max_tokens)
+        precision = resolve_precision("auto") if self.card.precision == "bfloat16" else "float32"
+        return predict_logits(self.classifier.model, rows, tokenizer, precision=precision)
+
+
+def save_trained(classifier: Classifier, card: TaskCard, folder: Path) -> Path:
+    """Write a trained classifier below `folder`, as `adapter/` or, fully fine-tuned, as `model/`; return the path."""
+    if card.method == "full":
+        path = folder / MODEL_FOLDER
+        classifier.model.save_pretrained(path)
+        classifier.tokenizer.save_pretrained(path)
+    else:
+        path = folder / ADAPTER_FOLDER
+        save(classifier.model, path, base_model=card.base_model, task_type="SEQ_CLS")
+    write_text(path / CARD_FILE, json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def load_trained(path: Path, *, model: str | None = None, notify: Notify | None = None) -> SavedClassifier:
+    """Load a trained classifier from an adapter folder, a model folder or the run folder that holds one.
+
+    Args:
+        path: the folder.
+        model: the pretrained model to put an adapter on, instead of the one its card names.
+        notify: takes one line for the user when something has to be fetched.
+
+    Raises:
+        AdapterFormatError: the folder holds no trained classifier, or a broken one.
+        AdapterMismatchError: the adapter does not fit the model.
+    """
+    folder = find_trained(path)
+    card = read_card(folder)
+    if folder.name == MODEL_FOLDER or not (folder / CONFIG_FILE).is_file():
+        source = ModelSource(name=str(folder), location=str(folder), hub_id=str(folder))
+        return SavedClassifier(card=card, classifier=_load_base(source, card.labels))
+    classifier = _load_base(find_model(model or card.model, notify), card.labels)
+    load(classifier.model, folder)
+    return SavedClassifier(card=card, classifier=classifier)
+
+
+def read_card(folder: Path) -> TaskCard:
+    """Read the task card of an adapter or model folder.
+
+    Raises:
+        AdapterFormatError: there is none, or it is broken.
+    """
+    path = folder / CARD_FILE
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        known = {field.name for field in fields(TaskCard)}
+        if set(value) != known or value["schema"] != CARD_SCHEMA:
+            raise ConfigError(f"it must hold {', '.join(sorted(known))} with schema {CARD_SCHEMA}")
+        return TaskCard(**{**value, "labels": tuple(value["labels"])})
+    except FileNotFoundError:
+        reason = "it was not trained by `veneer train`; use veneer.load(model, path) in Python"
+        raise AdapterFormatError(f"{folder} holds no {CARD_FILE}, so its labels are not known: {reason}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise AdapterFormatError(f"{path} is broken: {error}") from None
+
+
+def _load_base(source: ModelSource, labels: Sequence[str]) -> Classifier:
+    return load_classifier(source, labels, seed=0, attention=resolve_attention("auto"))
+
+
+def find_trained(path: Path) -> Path:
+    """Return the adapter or model folder that `path` is or holds, or raise an `AdapterFormatError`."""
+    for folder in (path / ADAPTER_FOLDER, path / MODEL_FOLDER, path):
+        if (folder / CARD_FILE).is_file() or (folder / CONFIG_FILE).is_file():
+            return folder
+    wanted = [f"an adapter folder, with {CONFIG_FILE}", "a run folder, with adapter/ or model/ in it"]
+    raise AdapterFormatError(gathered(f"{path} holds no trained classifier; give one of:", wanted))
