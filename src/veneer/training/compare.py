@@ -1,7 +1,8 @@
 """Many runs, one after the other, each in a process of its own.
 
-A process of its own gives each run an honest peak of memory and the same cold start, and a run that is killed takes
-nothing else with it. Each finished run is a folder; the results file is written anew after each, so nothing is lost.
+A process of its own gives each run an honest peak of memory and the same start, and a run that is killed takes nothing
+else with it. The processes are forked from a server that has imported what they need and done nothing else. Each
+finished run is a folder; the results file is written anew after each, so nothing is lost.
 
     <folder>/results.json              the records of all finished runs
     <folder>/<method>-seed<seed>/      one run folder each, see `run.py`
@@ -97,7 +98,8 @@ def _finished(folder: Path, config: RunConfig) -> RunRecord | None:
 
 
 def _run_in_process(config: RunConfig, folder: Path, watcher: Watcher, *, overwrite: bool) -> RunRecord:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["veneer.training.run"])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(config, folder, sender, overwrite), daemon=True)
     process.start()
