@@ -1,7 +1,7 @@
 """What the runs were told: the configuration that all share, and where the methods differ.
 
 The configuration is read as it comes, so a new setting appears in the report without a change here; the table below
-only gives the known ones a name and a place.
+only gives the known ones a name and a place. A setting that no run gave a value is left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,9 @@ SETTING_LABELS: Mapping[str, str] = {
     "attention": "Attention",
     "validation_share": "Validation, share of rows",
     "test_share": "Test, share of rows",
+    "max_train_rows": "Train on at most, rows",
+    "max_eval_rows": "Score on at most, rows",
+    "split_seed": "Seed of the split",
     "quick": "Quick run",
 }
 """Names for the reader, in the order of the report; other settings follow under their own name."""
@@ -48,7 +51,8 @@ class Recipe:
 
 def recipe(summaries: Sequence[MethodSummary]) -> Recipe:
     """Return the settings of the runs; where a method's runs differ, as in their seeds, its values are listed."""
-    given = {key for summary in summaries for record in summary.records for key in record.config} - _ELSEWHERE
+    records = [record for summary in summaries for record in summary.records]
+    given = {key for record in records for key, value in record.config.items() if value is not None} - _ELSEWHERE
     keys = [key for key in SETTING_LABELS if key in given] + sorted(given - set(SETTING_LABELS))
     shared: list[tuple[str, str]] = []
     differing: list[tuple[str, list[str]]] = []

@@ -1,4 +1,4 @@
-"""The summary as a table for the console; the sentence that goes with it is `veneer.report.verdict.headline`."""
+"""The summary as a table, for the console or in Markdown; its sentence is `veneer.report.verdict.headline`."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from veneer.report.formatting import compact_count, duration, percent, score, size
+from veneer.report.formatting import compact_count, count, duration, percent, score, size
 from veneer.report.summary import MethodSummary, Spread
 
 
@@ -32,6 +32,40 @@ def results_table(summaries: Sequence[MethodSummary]) -> Table:
         style = "dim" if summary.all_collapsed else ""
         table.add_row(_name(summary), *(Text(cell) for cell in cells), style=style)
     return table
+
+
+def markdown_table(summaries: Sequence[MethodSummary]) -> str:
+    """Return the same figures as a Markdown table, for a README or an issue."""
+    split = summaries[0].split if summaries else "test"
+    headings = [
+        "Method",
+        f"{split.capitalize()} accuracy",
+        "Macro-F1",
+        "Trainable (LoRA + head)",
+        "Share",
+        "Training",
+        "Peak memory",
+        "On disk",
+        "Runs",
+    ]
+    lines = [f"| {' | '.join(headings)} |", "|---|" + "---:|" * 8]
+    for summary in summaries:
+        parts = f" ({count(summary.lora_parameters)} + {count(summary.head_parameters)})" * bool(
+            summary.lora_parameters
+        )
+        cells = [
+            summary.label,
+            score(summary.accuracy.mean, summary.accuracy.sd),
+            score(summary.macro_f1.mean, summary.macro_f1.sd),
+            f"{count(summary.trainable_parameters)}{parts}",
+            percent(summary.trainable_share),
+            duration(summary.train_seconds),
+            size(summary.peak_memory_bytes),
+            size(summary.checkpoint_bytes),
+            f"{summary.num_runs}" + f", {summary.num_collapsed} collapsed" * bool(summary.num_collapsed),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _name(summary: MethodSummary) -> Text:

@@ -47,7 +47,7 @@ class AdapterDescription:
         lines = [
             f"adapter: {self.path}",
             f"base model: {self.adapter.base_model}",
-            f"r={config.r}, alpha={config.alpha:g}, {config.scaling} scaling {config.factor:g}, dropout {config.dropout:g}",
+            f"r={config.r}, alpha={config.alpha:g}, s={config.factor:g} ({config.scaling}), dropout={config.dropout:g}",
         ]
         if self.card is not None:
             lines.append(f"trained by {self.card.method} for the labels: {', '.join(self.card.labels)}")
