@@ -38,10 +38,34 @@ def assert_same(model, before, flags):
 
 
 @pytest.mark.parametrize("scaling", ["lora", "rslora"])
-def test_with_B_zero_the_output_is_the_base_output_exactly(model, ids, scaling):
-    expected = model(ids)
-    veneer.adapt(model, LoraConfig(r=3, scaling=scaling), ["classifier"])
-    assert torch.equal(model(ids), expected)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_with_B_zero_the_output_is_the_base_output_exactly(model, ids, scaling, autocast):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = model(ids)
+        veneer.adapt(model, LoraConfig(r=3, scaling=scaling), ["classifier"])
+        assert torch.equal(model(ids), expected)
+
+
+def test_the_update_keeps_the_base_layers_dtype_under_autocast():
+    net = nn.Sequential(nn.Linear(7, 5))
+    veneer.adapt(net, LoraConfig(r=3, targets=["0"]))
+    assert filled(net)(torch.randn(2, 7)).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        output = net(torch.randn(2, 7))
+    assert output.dtype == torch.bfloat16
+    output.sum().backward()
+    assert {p.grad.dtype for p in net.parameters() if p.grad is not None} == {torch.float32}
+
+
+@pytest.mark.parametrize("shape", [(7,), (0, 7), (2, 7), (2, 3, 7), (2, 0, 7)])
+def test_any_number_of_batch_dimensions_will_do(shape):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(7, 5))
+    veneer.adapt(net, LoraConfig(r=3, targets=["0"]))
+    x = torch.randn(shape)
+    output = filled(net)(x)
+    with veneer.merged(net):
+        torch.testing.assert_close(output, net(x), rtol=1e-5, atol=1e-5)
 
 
 def test_only_the_updates_and_the_named_modules_are_trained(model, ids):

@@ -46,7 +46,9 @@ def compare(
     resume: Annotated[bool, typer.Option("--resume", help="Keep the runs that are complete in --out.")] = False,
 ) -> None:
     """Fine-tune by several methods and report what each gained and cost."""
+    from veneer.errors import ConfigError
     from veneer.files import write_text
+    from veneer.methods.table import METHODS
     from veneer.report.page import render_page
     from veneer.report.summary import summarize
     from veneer.report.terminal import results_table
@@ -57,6 +59,8 @@ def compare(
     from veneer.training.run import note_lines, prepare_data
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names:
+        raise ConfigError(f"--methods names no method; known: {', '.join(METHODS)}")
     shared = RunConfig(
         model=model,
         data=data,

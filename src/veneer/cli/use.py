@@ -8,7 +8,7 @@ import typer
 
 from veneer.cli import options
 from veneer.cli.console import note, print_json, stdout
-from veneer.errors import ConfigError
+from veneer.errors import ConfigError, DataError
 
 
 def evaluate(
@@ -56,7 +56,6 @@ def predict(
     from veneer.data.predictions import check_output, prediction_table, write_predictions
     from veneer.data.splits import Examples
     from veneer.data.tables import read_examples
-    from veneer.errors import DataError
     from veneer.training.saved import load_trained
 
     if (sentence is None) == (data is None):
@@ -65,8 +64,10 @@ def predict(
         )
     if data is not None and (text is None or out is None):
         raise ConfigError("--data needs --text, the column to read, and --out, the file to write")
-    if sentence is not None and not sentence.strip():
-        raise DataError("the text is empty; give at least one word")
+    if data is not None and pair is not None:
+        raise ConfigError("--pair goes with one text; for a file, --text-pair names the column")
+    for given in (sentence, pair):
+        _require_text(given)
     if out is not None:
         check_output(out, overwrite=overwrite)
     if data is not None:
@@ -80,6 +81,9 @@ def predict(
     if out is not None:
         write_predictions(table, out, overwrite=overwrite)
         counts = ", ".join(f"{label} {count:,}" for label, count in table["label"].value_counts().items())
+        if as_json:
+            print_json({"out": str(out), "rows": len(table), "counts": table["label"].value_counts().to_dict()})
+            return
         stdout.print(f"{len(table):,} predictions written to {out}: {counts}", markup=False, soft_wrap=True)
         return
     first = table.iloc[0]
@@ -89,3 +93,10 @@ def predict(
         return
     for label, probability in sorted(probabilities.items(), key=lambda item: -item[1]):
         stdout.print(f"{probability:.4f}  {label}", markup=False)
+
+
+def _require_text(given: str | None) -> None:
+    if given is not None and not given.strip():
+        raise DataError("the text is empty; give at least one word")
+    if given is not None and any("\ud800" <= character <= "\udfff" for character in given):  # how Python passes bytes
+        raise DataError(f"the text {given!r} is not UTF-8; give it in UTF-8")

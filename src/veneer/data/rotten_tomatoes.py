@@ -29,7 +29,7 @@ WHEEL = Wheel(
         ),
     ),
 )
-SHARE_OF = {"validation": 0.1, "test": 0.25}
+SHARE_OF = {"validation": 0.1, "test": 0.3}
 """Shares of the films; train has the rest."""
 
 

@@ -12,6 +12,7 @@ Every other module calls these functions; a second copy of the formula anywhere 
 import math
 from collections.abc import Callable, Mapping
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
@@ -34,12 +35,19 @@ def add_delta(
     return (weight.to(A.dtype) + delta_weight(A, B, scaling)).to(weight.dtype)
 
 
-def delta_output(
-    x: Float[Tensor, "*batch in"], A: Float[Tensor, "r in"], B: Float[Tensor, "out r"], scaling: float
+def add_delta_output(
+    base_output: Float[Tensor, "*batch out"],
+    x: Float[Tensor, "*batch in"],
+    A: Float[Tensor, "r in"],
+    B: Float[Tensor, "out r"],
+    scaling: float,
 ) -> Float[Tensor, "*batch out"]:
-    """Return s B A x without forming B A: two thin products.
+    """Return `base_output` + s B A x without forming B A: two thin products, the sum fused into the second.
 
     The r-sized matrices are cast to the dtype of x, never x to theirs, so x is not copied and not saved twice.
     """
-    hidden = functional.linear(x, A.to(x.dtype)) * scaling
-    return functional.linear(hidden, B.to(hidden.dtype))
+    hidden = functional.linear(x, A.to(x.dtype)).to(base_output.dtype)
+    flat_output = base_output.reshape(-1, base_output.shape[-1])
+    flat_hidden = hidden.reshape(-1, hidden.shape[-1])
+    summed = torch.addmm(flat_output, flat_hidden, B.to(hidden.dtype).t(), alpha=scaling)
+    return summed.view(base_output.shape)

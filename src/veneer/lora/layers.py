@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from veneer.lora.delta import add_delta, delta_output
+from veneer.lora.delta import add_delta, add_delta_output
 
 
 class LowRankUpdate(nn.Module):
@@ -30,11 +30,13 @@ class LowRankUpdate(nn.Module):
         self.scaling = scaling
         self.dropout = dropout
 
-    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        """Return s B A x: what is added to the base layer's output."""
+    def forward(
+        self, x: Float[Tensor, "*batch in"], base_output: Float[Tensor, "*batch out"]
+    ) -> Float[Tensor, "*batch out"]:
+        """Map x (*batch, in) and the base layer's output (*batch, out) to the adapted output (*batch, out)."""
         if self.dropout and self.training:
             x = nn.functional.dropout(x, self.dropout)
-        return delta_output(x, self.A, self.B, self.scaling)
+        return add_delta_output(base_output, x, self.A, self.B, self.scaling)
 
     def merged_weight(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         """Return W0 + s B A in the dtype of `weight`."""
@@ -62,9 +64,10 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Map (*batch, in) to (*batch, out)."""
-        base_output: Tensor = self.base(x)
-        update: Tensor = self.update(x)
-        return base_output + update.to(base_output.dtype)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # once, where base and update would each do it
+        output: Tensor = self.update(x, self.base(x))
+        return output
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:

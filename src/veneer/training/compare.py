@@ -20,7 +20,7 @@ from veneer.errors import VeneerError
 from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
 from veneer.training.config import RunConfig
 from veneer.training.machine import describe_machine, describe_versions
-from veneer.training.output import clear_results, require_free
+from veneer.training.output import clear_partials, clear_results, made_folder, require_free
 from veneer.training.run import Progress, run
 
 
@@ -66,10 +66,8 @@ def compare(
     require_free(folder, overwrite=overwrite or resume, advice=resumable)
     if overwrite and not resume:
         clear_results(folder)
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     results = Results(machine=describe_machine(), versions=describe_versions(), notes=list(notes))
-    try:
+    with made_folder(folder):
         for number, config in enumerate(configs, start=1):
             name = f"{config.method}-seed{config.seed}"
             record = _finished(folder / name, config) if resume else None
@@ -79,9 +77,6 @@ def compare(
                 watcher.run_ended(record)
             results.records.append(replace(record, checkpoint=f"{name}/{record.checkpoint}"))
             write_results(folder, results)
-    finally:
-        if is_new and not any(folder.iterdir()):
-            folder.rmdir()
     return results
 
 
@@ -90,11 +85,8 @@ def _finished(folder: Path, config: RunConfig) -> RunRecord | None:
     if not (folder / RESULTS_FILE).is_file():
         return None
     [record] = read_results(folder).records
-    resolved_later = {"precision", "attention", "learning_rate", "base_model"}
-    wanted = {key: value for key, value in config.to_json().items() if key not in resolved_later}
-    same = all(record.config.get(key) == value for key, value in wanted.items())
-    same_rate = record.config["learning_rate"] == config.peak_learning_rate()
-    return record if same and same_rate else None
+    wanted = config.resolved().to_json()
+    return record if all(record.config.get(key) == value for key, value in wanted.items()) else None
 
 
 def _run_in_process(config: RunConfig, folder: Path, watcher: Watcher, *, overwrite: bool) -> RunRecord:
@@ -104,7 +96,7 @@ def _run_in_process(config: RunConfig, folder: Path, watcher: Watcher, *, overwr
     process = context.Process(target=_child, args=(config, folder, sender, overwrite), daemon=True)
     process.start()
     sender.close()
-    outcome: RunRecord | VeneerError | None = None
+    outcome: RunRecord | VeneerError | OSError | None = None
     try:
         while outcome is None:
             message = receiver.recv()
@@ -121,7 +113,8 @@ def _run_in_process(config: RunConfig, folder: Path, watcher: Watcher, *, overwr
         if outcome is None and process.is_alive():
             process.terminate()
         process.join()
-    if isinstance(outcome, VeneerError):
+        clear_partials(folder)
+    if isinstance(outcome, VeneerError | OSError):
         raise outcome
     return outcome
 
@@ -138,7 +131,7 @@ def _child(config: RunConfig, folder: Path, sender: Connection, overwrite: bool)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the run cleans up after itself
     try:
         sender.send(run(config, folder, on_progress=sender.send, notify=sender.send, overwrite=overwrite))
-    except VeneerError as error:
+    except (VeneerError, OSError) as error:
         sender.send(error)
     except KeyboardInterrupt:
         pass

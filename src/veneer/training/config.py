@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,7 +29,7 @@ class RunConfig:
     data: str
     method: str = "lora-all"
     seed: int = 0
-    """Seed of the head's and A's start, the order of rows and dropout."""
+    """Seed of the head's and A's start, the order of rows and dropout, 0 to 2**32 - 1."""
     text: str | None = None
     label: str | None = None
     text_pair: str | None = None
@@ -77,7 +77,10 @@ class RunConfig:
         try:
             self.lora()
         except ConfigError as error:
-            problems += [line.removeprefix("  - ") for line in str(error).splitlines()[1:]]
+            lines = [line.removeprefix("  - ") for line in str(error).splitlines()[1:]]
+            problems += [
+                line for line in lines if not line.startswith("seed ")
+            ]  # named above, with the run's own limit
         if self.targets is not None and find_method(self.method).targets is None:
             problems.append(f"targets are given, but the method {self.method!r} adapts no layers")
         if problems:
@@ -102,6 +105,15 @@ class RunConfig:
     def peak_learning_rate(self) -> float:
         """Return the learning rate that will be used."""
         return self.learning_rate or find_method(self.method).learning_rate
+
+    def resolved(self) -> "RunConfig":
+        """Return the same settings with what the method and this machine decide filled in."""
+        return replace(
+            self,
+            precision=resolve_precision(self.precision),
+            attention=resolve_attention(self.attention),
+            learning_rate=self.peak_learning_rate(),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain values."""
@@ -129,7 +141,7 @@ def _one_of(choices: object) -> tuple[str, Rule]:
 
 
 _RULES: tuple[tuple[str, str, Rule], ...] = (
-    ("seed", "a whole number from 0", _whole(0)),
+    ("seed", "a whole number from 0 to 2**32 - 1", lambda value: _whole(0)(value) and value < 2**32),  # numpy's limit
     ("split_seed", "a whole number from 0", _whole(0)),
     ("epochs", "a whole number of at least 1", _whole(1)),
     ("batch_size", "a whole number of at least 1", _whole(1)),

@@ -7,14 +7,14 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from veneer.data.sources import Notify, find_model
-from veneer.errors import ConfigError, DataError
+from veneer.errors import AdapterFormatError, ConfigError, gathered
 from veneer.formats.adapter import read_adapter
 from veneer.lora.config import LoraConfig
 from veneer.lora.delta import delta_weight
 from veneer.lora.state import AdapterState
 from veneer.lora.targets import Plan, plan
 from veneer.methods.table import find_method
-from veneer.training.models import existing_head
+from veneer.training.models import existing_head, loading_error
 from veneer.training.saved import CARD_FILE, TaskCard, find_trained, read_card
 
 
@@ -95,7 +95,13 @@ def describe_adapter(path: Path) -> AdapterDescription:
     """
     folder = find_trained(path)
     card = read_card(folder) if (folder / CARD_FILE).is_file() else None
-    return AdapterDescription(path=folder, adapter=read_adapter(folder), card=card)
+    adapter = read_adapter(folder)
+    tensors = {f"{name}.{part}": t for name, pair in adapter.updates.items() for part, t in pair._asdict().items()}
+    broken = [name for name, t in {**tensors, **adapter.trained}.items() if not bool(torch.isfinite(t).all())]
+    if broken:
+        headline = f"{folder} holds NaN or infinity and cannot be used; train it again, or take another copy. In:"
+        raise AdapterFormatError(gathered(headline, broken))
+    return AdapterDescription(path=folder, adapter=adapter, card=card)
 
 
 def describe_plan(
@@ -106,7 +112,7 @@ def describe_plan(
     Only the model's configuration is read; its weights stay on the meta device.
 
     Raises:
-        UnknownNameError, DataError: there is no such model or method.
+        UnknownNameError, DataError, DownloadError: there is no such model or method, or it cannot be had.
         ConfigError, TargetError: the settings do not fit the model.
     """
     chosen = find_method(method)
@@ -117,8 +123,8 @@ def describe_plan(
         config = AutoConfig.from_pretrained(source.location, num_labels=2)
         with torch.device("meta"):
             network = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{model} cannot be loaded as a text classifier: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # for a broken folder transformers raises many kinds, none of them ours
+        raise loading_error(source, error) from None
     settings = LoraConfig(r=r, alpha=alpha)
     wanted = targets if targets is not None else chosen.targets(config.model_type)
     return PlanDescription(model=model, plan=plan(network, replace(settings, targets=wanted), existing_head(network)))

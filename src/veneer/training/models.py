@@ -27,7 +27,8 @@ class Classifier:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     head: tuple[str, ...]
-    """Names of the modules that `from_pretrained` initialised anew."""
+    """Names of the modules that `from_pretrained` initialised anew, or of the head that the model came with."""
+    is_head_new: bool
 
 
 def load_classifier(source: ModelSource, labels: Sequence[str], *, seed: int, attention: str) -> Classifier:
@@ -56,8 +57,10 @@ def load_classifier(source: ModelSource, labels: Sequence[str], *, seed: int, at
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _loading_error(source, error) from None
+    except Exception as error:  # for a broken folder transformers raises many kinds, none of them ours
+        raise loading_error(source, error) from None
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise DataError(f"{source.name} has no usable tokenizer: put its tokenizer.json beside its config.json")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -67,7 +70,7 @@ def load_classifier(source: ModelSource, labels: Sequence[str], *, seed: int, at
     if new_share > 0.5 or not head:
         what = f"{new_share:.0%} of its weights are missing" if head else "no classification head was found"
         raise DataError(f"{source.name} cannot be used as a pretrained classifier: {what}")
-    return Classifier(model=model.eval(), tokenizer=tokenizer, head=head)
+    return Classifier(model=model.eval(), tokenizer=tokenizer, head=head, is_head_new=bool(new))
 
 
 def new_modules(model: nn.Module, new: set[str]) -> tuple[str, ...]:
@@ -86,8 +89,23 @@ def existing_head(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, _ in model.named_children() if name in HEAD_NAMES)
 
 
-def _loading_error(source: ModelSource, error: Exception) -> DataError | DownloadError:
+def readable_tokens(model: nn.Module, wanted: int) -> int:
+    """Return `wanted`, or the number of tokens that the model's table of positions ends at, if that is fewer.
+
+    A table with a padding row counts from behind it, as RoBERTa's does.
+    """
+    tables = [
+        module
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+    ]
+    unused = [0 if table.padding_idx is None else table.padding_idx + 1 for table in tables]
+    return min([wanted, *(table.num_embeddings - rows for table, rows in zip(tables, unused, strict=True))])
+
+
+def loading_error(source: ModelSource, error: Exception) -> DataError | DownloadError:
+    """Return what to tell the user when `transformers` could not load `source`."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if Path(source.location).is_dir():
-        return DataError(f"{source.name} cannot be loaded as a text classifier: {reason}")
+        return DataError(f"{source.name} cannot be loaded as a text classifier: {reason}; repair the folder")
     return DownloadError(f"the model {source.name!r} could not be fetched from the hub: {reason}")

@@ -1,6 +1,9 @@
 """The folder a run writes to: never overwritten unasked, and never more of it than Veneer itself wrote."""
 
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from veneer.errors import OutputExistsError
@@ -12,11 +15,48 @@ OWN_FOLDERS = ("adapter", "model")
 
 def require_free(folder: Path, *, overwrite: bool, advice: str = "") -> None:
     """Raise an `OutputExistsError` if `folder` holds anything, unless it may be overwritten."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputExistsError(f"{folder} is a file; choose another path for the run folder")
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise OutputExistsError(f"{path} is a file; choose another path for the run folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         what = "already holds a run" if (folder / RESULTS_FILE).exists() else "is not empty"
         raise OutputExistsError(f"{folder} {what}; choose another --out, or pass --overwrite to replace it{advice}")
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make `folder` and the folders above it; those of them that are still empty after the block go again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the first that is not empty: those above it are not either
+            for path in missing:
+                path.rmdir()
+
+
+@contextmanager
+def partial_folder(folder: Path) -> Iterator[Path]:
+    """Give a new folder beside `folder` to build it in; whatever is left in there after the block goes."""
+    with made_folder(folder.parent):
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_partial_prefix(folder)))
+        try:
+            partial.chmod(0o755)
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def clear_partials(folder: Path) -> None:
+    """Delete what a process that was killed left of building `folder`."""
+    for child in folder.parent.iterdir():
+        if child.name.startswith(_partial_prefix(folder)):
+            shutil.rmtree(child)
+
+
+def _partial_prefix(folder: Path) -> str:
+    return f".{folder.name}.partial-"
 
 
 def clear_results(folder: Path) -> None:

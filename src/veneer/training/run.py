@@ -7,7 +7,6 @@ The folder appears whole or not at all. The test rows are scored once, after the
 """
 
 import math
-import shutil
 import tempfile
 import time
 import warnings
@@ -31,13 +30,14 @@ from transformers import (
 from veneer.data.metrics import is_collapsed, score
 from veneer.data.sources import ModelSource, Notify, find_model, load_splits
 from veneer.data.splits import Splits, sample
+from veneer.errors import ConfigError
 from veneer.methods.table import Counts, attach, find_method
 from veneer.results import Results, RunRecord, Scores, write_results
-from veneer.training.config import RunConfig, resolve_attention, resolve_precision
+from veneer.training.config import RunConfig, resolve_precision
 from veneer.training.encoding import Features, collator, encode, predict_logits
 from veneer.training.machine import describe_machine, describe_versions, peak_memory_bytes
-from veneer.training.models import Classifier, load_classifier
-from veneer.training.output import move_results, require_free
+from veneer.training.models import Classifier, load_classifier, readable_tokens
+from veneer.training.output import move_results, partial_folder, require_free
 from veneer.training.saved import TaskCard, save_trained
 
 LOSS_POINTS_PER_EPOCH = 10
@@ -150,28 +150,28 @@ def run(
     require_free(folder, overwrite=overwrite)
     source = find_model(config.model, notify)
     splits = prepare_data(config, notify)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
-    try:
-        partial.chmod(0o755)
-        record = _train_and_test(config, source, splits, partial, on_progress)
+    with partial_folder(folder) as partial:
+        record = _train_and_test(config, source, splits, folder=partial, on_progress=on_progress, notify=notify)
         write_results(partial, Results(machine=describe_machine(), versions=describe_versions(), records=[record]))
         move_results(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return record
 
 
 def _train_and_test(
-    config: RunConfig, source: ModelSource, splits: Splits, folder: Path, on_progress: OnProgress
+    config: RunConfig,
+    source: ModelSource,
+    splits: Splits,
+    *,
+    folder: Path,
+    on_progress: OnProgress,
+    notify: Notify | None,
 ) -> RunRecord:
     set_seed(config.seed)
-    method, precision, attention = (
-        find_method(config.method),
-        resolve_precision(config.precision),
-        resolve_attention(config.attention),
-    )
-    classifier = load_classifier(source, splits.labels, seed=config.seed, attention=attention)
+    method, resolved = find_method(config.method), config.resolved()
+    classifier = load_classifier(source, splits.labels, seed=config.seed, attention=resolved.attention)
+    max_tokens = readable_tokens(classifier.model, config.max_tokens)
+    if notify and max_tokens < config.max_tokens:
+        notify(f"texts are cut to {max_tokens} tokens, not {config.max_tokens}: {config.model} reads no more")
     counts = attach(
         classifier.model,
         method,
@@ -185,27 +185,22 @@ def _train_and_test(
         base_model=source.hub_id,
         labels=splits.labels,
         text_pair=splits.train.pairs is not None,
-        max_tokens=config.max_tokens,
-        precision=precision,
+        max_tokens=max_tokens,
+        precision=resolved.precision,
         method=config.method,
     )
     encoded = {
-        name: encode(part, classifier.tokenizer, labels=splits.labels, max_tokens=config.max_tokens)
+        name: encode(part, classifier.tokenizer, labels=splits.labels, max_tokens=max_tokens)
         for name in ("train", "validation", "test")
         if (part := getattr(splits, name)) is not None
     }
     outcome = _train(config, classifier, encoded["train"], encoded["validation"], on_progress)
     test = None
     if "test" in encoded:
-        logits = predict_logits(classifier.model, encoded["test"], classifier.tokenizer, precision=precision)
+        logits = predict_logits(classifier.model, encoded["test"], classifier.tokenizer, precision=resolved.precision)
         test = score(logits, torch.tensor([row["labels"] for row in encoded["test"]]))
+    _require_finite(outcome.keep_best.best, test)
     checkpoint = save_trained(classifier, card, folder)
-    resolved = replace(
-        config,
-        precision=precision,
-        attention=attention,
-        learning_rate=config.peak_learning_rate(),
-    )
     return _record(
         resolved,
         card,
@@ -215,6 +210,14 @@ def _train_and_test(
         checkpoint=checkpoint,
         split={name: len(rows) for name, rows in encoded.items()},
     )
+
+
+def _require_finite(*scores: Scores | None) -> None:
+    if not all(math.isfinite(part.loss) for part in scores if part is not None):
+        raise ConfigError(
+            "training gave no usable model: its loss is not a finite number. Lower the learning rate or alpha, or "
+            "check the weights of the pretrained model"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

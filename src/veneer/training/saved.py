@@ -77,7 +77,8 @@ class SavedClassifier:
 
     def _logits(self, examples: Examples) -> Float[Tensor, "rows classes"]:
         if (examples.pairs is not None) != self.card.text_pair:
-            expected = "two texts a row (give --text-pair)" if self.card.text_pair else "one text a row"
+            options = "--text-pair for a file, --pair for one text"
+            expected = f"two texts a row: give {options}" if self.card.text_pair else f"one text a row: no {options}"
             raise DataError(f"this classifier was trained on {expected}")
         tokenizer = self.classifier.tokenizer
         unlabelled = Examples(texts=examples.texts, pairs=examples.pairs, labels=None)
@@ -115,7 +116,7 @@ def load_trained(path: Path, *, model: str | None = None, notify: Notify | None 
     card = read_card(folder)
     if folder.name == MODEL_FOLDER or not (folder / CONFIG_FILE).is_file():
         source = ModelSource(name=str(folder), location=str(folder), hub_id=str(folder))
-        return SavedClassifier(card=card, classifier=_load_base(source, card.labels))
+        return SavedClassifier(card=card, classifier=_load_whole(source, card.labels))
     classifier = _load_base(find_model(model or card.model, notify), card.labels)
     load(classifier.model, folder)
     return SavedClassifier(card=card, classifier=classifier)
@@ -133,6 +134,8 @@ def read_card(folder: Path) -> TaskCard:
         known = {field.name for field in fields(TaskCard)}
         if set(value) != known or value["schema"] != CARD_SCHEMA:
             raise ConfigError(f"it must hold {', '.join(sorted(known))} with schema {CARD_SCHEMA}")
+        if not all(isinstance(label, str) for label in value["labels"]):
+            raise ConfigError(f"its labels must be names, but are {value['labels']!r}")
         return TaskCard(**{**value, "labels": tuple(value["labels"])})
     except FileNotFoundError:
         reason = "it was not trained by `veneer train`; use veneer.load(model, path) in Python"
@@ -143,6 +146,18 @@ def read_card(folder: Path) -> TaskCard:
 
 def _load_base(source: ModelSource, labels: Sequence[str]) -> Classifier:
     return load_classifier(source, labels, seed=0, attention=resolve_attention("auto"))
+
+
+def _load_whole(source: ModelSource, labels: Sequence[str]) -> Classifier:
+    """Load a fully fine-tuned model: every weight must be there, of the right size and finite."""
+    classifier = _load_base(source, labels)
+    broken = [name for name, tensor in classifier.model.named_parameters() if not bool(torch.isfinite(tensor).all())]
+    problems = [f"{name} holds NaN or infinity" for name in broken]
+    if classifier.is_head_new:
+        problems += [f"{name}: missing, or not made for {len(labels)} labels" for name in classifier.head]
+    if problems:
+        raise AdapterFormatError(gathered(f"{source.name} cannot be used as a trained classifier:", problems))
+    return classifier
 
 
 def find_trained(path: Path) -> Path:
