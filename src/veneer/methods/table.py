@@ -1,8 +1,9 @@
 """The methods that are compared: each turns a pretrained classifier into one that trains only its own part.
 
-All of them train the head, the newly initialised output layer. Learning rates are each method's own: LoRA's is ten
-times full fine-tuning's, which is where its optimum lies over many models ("LoRA Without Regret", Thinking Machines
-2025; "LoRA Learns Less and Forgets Less", arXiv 2405.09673); the head alone is small and starts from nothing.
+All of them train the head, the newly initialised output layer. Learning rates are each method's own. LoRA's is ten to
+twenty times full fine-tuning's, where its optimum lies over many models ("LoRA Without Regret", Thinking Machines 2025;
+"LoRA Learns Less and Forgets Less", arXiv 2405.09673); the head alone is small and starts from nothing. Of two rates
+tried for each method with MiniLM, these did better on rotten-tomatoes' validation rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,8 +41,8 @@ class Counts:
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method(name="head", learning_rate=5e-3, targets=lambda model_type: ()),
-        Method(name="lora-qv", learning_rate=5e-4, targets=query_value),
+        Method(name="head", learning_rate=2e-2, targets=lambda model_type: ()),
+        Method(name="lora-qv", learning_rate=1e-3, targets=query_value),
         Method(name="lora-all", learning_rate=5e-4, targets=lambda model_type: ALL_LINEAR),
         Method(name="full", learning_rate=5e-5, targets=None),
     )

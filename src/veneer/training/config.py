@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from veneer.data.sources import DataRequest
+from veneer.data.sources import DATASETS, DataRequest
 from veneer.errors import ConfigError, gathered
 from veneer.lora.config import LoraConfig
 from veneer.methods.table import find_method
@@ -116,8 +116,13 @@ class RunConfig:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as plain values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Return the settings that have a say as plain values; data that brings its own split is not held out."""
+        idle = {"validation_share", "test_share"} if self.data in DATASETS else set()
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+            if key not in idle
+        }
 
 
 Rule = Callable[[Any], bool]
