@@ -1,0 +1,119 @@
+"""What each method trains, against counts written out by hand from the shapes of a tiny BERT."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from veneer.errors import ConfigError, TargetError, UnknownNameError
+from veneer.lora.config import LoraConfig
+from veneer.methods.anatomy import QUERY_VALUE, query_value
+from veneer.methods.table import METHODS, attach, find_method
+
+LAYERS, HIDDEN, INNER, VOCABULARY, POSITIONS, CLASSES, RANK = 2, 12, 20, 31, 17, 3, 5
+EMBEDDINGS = (VOCABULARY + POSITIONS + 2) * HIDDEN + 2 * HIDDEN  # words, positions, two segments; a LayerNorm
+ATTENTION = 4 * (HIDDEN * HIDDEN + HIDDEN) + 2 * HIDDEN  # query, key, value, output; a LayerNorm
+FEED_FORWARD = HIDDEN * INNER + INNER + INNER * HIDDEN + HIDDEN + 2 * HIDDEN
+POOLER = HIDDEN * HIDDEN + HIDDEN
+HEAD = HIDDEN * CLASSES + CLASSES
+BASE = EMBEDDINGS + LAYERS * (ATTENTION + FEED_FORWARD) + POOLER + HEAD
+SQUARE, WIDE = RANK * (HIDDEN + HIDDEN), RANK * (HIDDEN + INNER)
+LORA = {
+    "head": 0,
+    "lora-qv": LAYERS * 2 * SQUARE,
+    "lora-all": LAYERS * (4 * SQUARE + 2 * WIDE) + SQUARE,  # the pooler is linear too
+    "full": 0,
+}
+CONFIG = LoraConfig(r=RANK)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": LAYERS, "hidden_size": HIDDEN, "intermediate_size": INNER, "num_attention_heads": 3}
+    return BertForSequenceClassification(
+        BertConfig(**sizes, vocab_size=VOCABULARY, max_position_embeddings=POSITIONS, num_labels=CLASSES)
+    )
+
+
+def attached(model, method, *, model_type="bert", config=CONFIG, own_targets=False):
+    return attach(
+        model, find_method(method), model_type=model_type, head=("classifier",), config=config, own_targets=own_targets
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_counts_are_those_of_the_shapes(model, method):
+    counts = attached(model, method)
+    assert (counts.lora, counts.head) == (LORA[method], HEAD)
+    assert counts.total == BASE + LORA[method]
+    assert counts.trainable == (BASE if method == "full" else LORA[method] + HEAD)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_trainable_is_what_the_method_says(model, method):
+    attached(model, method)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    head = {"classifier.weight", "classifier.bias"}
+    assert head <= trainable
+    if method == "full":
+        assert trainable == {name for name, _ in model.named_parameters()}
+    else:
+        assert all(".update." in name for name in trainable - head)
+        parts = {name.split(".update.")[0].rsplit(".", 1)[-1] for name in trainable - head}
+        assert (
+            parts
+            == {"head": set(), "lora-qv": {"query", "value"}, "lora-all": {"query", "key", "value", "dense"}}[method]
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_changes_the_output_before_training(model, method):
+    ids = torch.randint(3, VOCABULARY, (4, 9), generator=torch.Generator().manual_seed(1))
+    before = model.eval()(ids).logits
+    attached(model, method)
+    assert torch.equal(model.eval()(ids).logits, before)
+
+
+def test_own_targets_take_the_place_of_the_methods(model):
+    config = LoraConfig(r=RANK, targets=("layer.1.attention.self.key",))
+    assert attached(model, "lora-all", config=config, own_targets=True).lora == SQUARE
+
+
+def test_own_targets_make_lora_qv_work_for_a_family_it_does_not_know(model):
+    config = LoraConfig(r=RANK, targets=("query", "value"))
+    assert attached(model, "lora-qv", model_type="unheard-of", config=config, own_targets=True).lora == LORA["lora-qv"]
+
+
+def test_a_family_that_is_not_known_is_named_with_what_to_do_and_the_model_is_as_it_was(model):
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with pytest.raises(ConfigError, match=r"'gpt2'.*known: albert, bert,.*lora-all, or lora-qv with --target"):
+        attached(model, "lora-qv", model_type="gpt2")
+    with pytest.raises(TargetError, match="r=13 is larger"):
+        attached(model, "lora-all", config=LoraConfig(r=13))
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+
+
+def test_an_unknown_method_names_the_nearest_and_all():
+    with pytest.raises(UnknownNameError, match=r"'lora_qv'.*'lora-qv'.*head, lora-qv, lora-all, full"):
+        find_method("lora_qv")
+
+
+@pytest.mark.parametrize("method", ["lora-qv", "lora-all"])
+def test_loras_learning_rate_is_ten_to_twenty_times_full_fine_tunings(method):
+    ratio = METHODS[method].learning_rate / METHODS["full"].learning_rate
+    assert 9.99 < ratio < 20.01
+
+
+@pytest.mark.parametrize("model_type", QUERY_VALUE)
+def test_query_and_value_are_where_the_table_says_in_transformers_own_model(model_type):
+    """Each name ends in a linear layer in every block, as many queries as values."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    with torch.device("meta"):
+        network = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(model_type, pad_token_id=0))
+    query, value = (
+        [module for name, module in network.named_modules() if name.endswith(f".{part}")]
+        for part in query_value(model_type)
+    )
+    assert len(query) == len(value) > 0
+    assert all(isinstance(module, torch.nn.Linear) for module in query + value)

@@ -1,0 +1,160 @@
+"""Laws of many runs: a run that dies is named with its cause, takes nothing else with it and leaves nothing behind."""
+
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+
+from tests.cli.tiny import contents, make_rows, write_csv
+from tests.report.records import record as made_record
+from veneer.errors import VeneerError
+from veneer.results import Results, read_results, write_results
+from veneer.training import compare as module
+from veneer.training.compare import compare
+from veneer.training.config import RunConfig
+
+
+class Watcher:
+    """Notes what it is told; `on_progress` may do harm."""
+
+    def __init__(self, on_progress=lambda config: None):
+        self.on_progress = on_progress
+        self.lines = []
+        self.config = None
+
+    def run_started(self, config, number, num_runs):
+        self.config = config
+        self.lines.append(f"{config.method} {number}/{num_runs}")
+
+    def run_progressed(self, progress):
+        self.on_progress(self.config)
+
+    def run_ended(self, record):
+        self.lines.append(f"{record.method} ended")
+
+    def notify(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture
+def configs(tiny, tmp_path_factory):
+    data = write_csv(tmp_path_factory.mktemp("data") / "data.csv", make_rows(40, seed=1))
+    shared = {"text": "text", "label": "label", "batch_size": 4, "max_tokens": 24, "precision": "float32"}
+    first = RunConfig(model=str(tiny), data=str(data), method="head", epochs=1, **shared)
+    return [first, replace(first, method="lora-qv", epochs=50)]
+
+
+def kill(config):
+    if config.method == "lora-qv":
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def interrupt(config):
+    if config.method == "lora-qv":
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_is_killed_gives_one_message_and_the_runs_before_it_stay(configs, tmp_path):
+    watcher = Watcher(kill)
+    with pytest.raises(
+        VeneerError, match=r"the run lora-qv-seed0 ended without a result: .*SIGKILL.*lower --batch-size"
+    ):
+        compare(configs, tmp_path / "run", watcher)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"results.json", "head-seed0"}
+    [record] = read_results(tmp_path / "run").records
+    assert record.method == "head"
+    assert multiprocessing.active_children() == []
+
+
+def test_an_interrupt_ends_the_runs_process_and_leaves_nothing_behind(configs, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        compare(configs[1:], tmp_path / "deep" / "run", Watcher(interrupt))
+    assert contents(tmp_path) == {}
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "cause"),
+    [(-9, "SIGKILL; probably memory ran out"), (-11, "ended by SIGSEGV"), (3, "exit code 3"), (None, "exit code None")],
+)
+def test_the_cause_of_a_death_is_named(exit_code, cause):
+    assert cause in module._cause(exit_code)
+
+
+@pytest.fixture
+def without_processes(monkeypatch):
+    """Runs are made up at once, and recorded in the list that is returned."""
+    done = []
+
+    def fake(config, folder, watcher, *, overwrite):
+        done.append(folder.name)
+        resolved = {**config.resolved().to_json(), "base_model": config.model}
+        record = made_record(config.method, seed=config.seed, config=resolved, checkpoint="adapter")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_results(folder, Results(machine={}, versions={}, records=[record]))
+        return record
+
+    monkeypatch.setattr(module, "_run_in_process", fake)
+    return done
+
+
+GIVEN = RunConfig(model="minilm", data="rotten-tomatoes", method="head")
+BOTH = [GIVEN, replace(GIVEN, seed=1)]
+CHANGES = {
+    "seed and name": {"seed": 5},
+    "epochs": {"epochs": 7},
+    "learning rate": {"learning_rate": 0.123},
+    "precision": {"precision": "bfloat16"},
+    "data": {"data": "other.csv"},
+    "targets": {"method": "lora-qv", "targets": ("query",)},
+}
+
+
+def test_resume_takes_every_run_that_is_complete(without_processes, tmp_path):
+    first = compare(BOTH, tmp_path, Watcher())
+    assert without_processes == ["head-seed0", "head-seed1"]
+    again = compare(BOTH, tmp_path, Watcher(), resume=True)
+    assert len(without_processes) == 2
+    assert again.records == first.records == read_results(tmp_path).records
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_resume_does_again_whatever_was_run_with_other_settings(without_processes, tmp_path, change):
+    given = [replace(config, precision="float32") for config in BOTH]
+    compare(given, tmp_path, Watcher())
+    compare([replace(given[0], **CHANGES[change]), given[1]], tmp_path, Watcher(), resume=True)
+    assert len(without_processes) == 3
+
+
+def test_a_learning_rate_given_as_the_methods_own_is_the_same_setting(without_processes, tmp_path):
+    compare(BOTH, tmp_path, Watcher())
+    compare(
+        [replace(config, learning_rate=config.peak_learning_rate()) for config in BOTH],
+        tmp_path,
+        Watcher(),
+        resume=True,
+    )
+    assert len(without_processes) == 2
+
+
+def test_the_results_are_written_after_each_run(without_processes, tmp_path, monkeypatch):
+    seen = []
+    ended = Watcher.run_ended
+
+    def run_ended(self, record):
+        seen.append(len(read_results(tmp_path).records) if (tmp_path / "results.json").exists() else 0)
+        ended(self, record)
+
+    monkeypatch.setattr(Watcher, "run_ended", run_ended)
+    compare(BOTH, tmp_path, Watcher())
+    assert seen == [0, 1]
+    assert len(read_results(tmp_path).records) == 2
+
+
+def test_the_checkpoint_of_a_record_is_relative_to_the_results_file_it_stands_in(without_processes, tmp_path):
+    results = compare(BOTH, tmp_path, Watcher(), notes=["a note"])
+    assert [record.checkpoint for record in results.records] == ["head-seed0/adapter", "head-seed1/adapter"]
+    assert read_results(tmp_path).notes == ["a note"]

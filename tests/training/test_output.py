@@ -1,0 +1,114 @@
+"""Laws of the run folder: never overwritten unasked, and never more deleted than Veneer wrote."""
+
+import pytest
+
+from tests.cli.tiny import contents
+from veneer.errors import OutputExistsError
+from veneer.training.output import (
+    clear_partials,
+    clear_results,
+    made_folder,
+    move_results,
+    partial_folder,
+    require_free,
+)
+
+
+def fill(folder, *files):
+    for name in files:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"content of {name}")
+    return folder
+
+
+OWN = ["results.json", "report.html", "adapter/a", "model/deep/b", "head-seed0/results.json", "head-seed0/adapter/a"]
+FOREIGN = ["notes.txt", "plots/results.txt", "plots/adapter/x", "report.html.bak", ".hidden"]
+
+
+def test_only_what_veneer_wrote_is_deleted(tmp_path):
+    fill(tmp_path, *FOREIGN)
+    before = contents(tmp_path)
+    fill(tmp_path, *OWN)
+    clear_results(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_without_a_results_file_a_folder_called_adapter_is_not_veneers(tmp_path):
+    fill(tmp_path, "adapter/a", "model/b")
+    before = contents(tmp_path)
+    clear_results(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_clearing_what_is_not_there_does_nothing(tmp_path):
+    clear_results(tmp_path / "nothing")
+    assert contents(tmp_path) == {}
+
+
+def test_a_finished_run_takes_the_place_of_an_earlier_one(tmp_path):
+    target = fill(tmp_path / "run", "results.json", "model/b", "notes.txt")
+    source = fill(tmp_path / "new", "results.json", "adapter/a")
+    expected = {**contents(source), "notes.txt": b"content of notes.txt"}
+    move_results(source, target)
+    assert contents(target) == expected
+    assert contents(source) == {}
+
+
+def test_the_results_file_comes_last(tmp_path, monkeypatch):
+    """What stands at the path is a run only once everything is there."""
+    source = fill(tmp_path / "new", "results.json", "adapter/a", "zzz")
+    moved = []
+    original = type(tmp_path).replace
+    monkeypatch.setattr(type(tmp_path), "replace", lambda self, to: moved.append(self.name) or original(self, to))
+    move_results(source, tmp_path / "run")
+    assert moved[-1] == "results.json"
+    assert sorted(moved) == ["adapter", "results.json", "zzz"]
+
+
+@pytest.mark.parametrize("files", [["results.json"], ["notes.txt"], [".hidden"]])
+def test_a_folder_with_anything_in_it_is_not_free_unless_it_may_be_overwritten(tmp_path, files):
+    fill(tmp_path, *files)
+    what = "already holds a run" if files == ["results.json"] else "is not empty"
+    with pytest.raises(OutputExistsError, match=f"{what}.*--overwrite"):
+        require_free(tmp_path, overwrite=False)
+    require_free(tmp_path, overwrite=True)
+
+
+def test_an_empty_or_absent_folder_is_free(tmp_path):
+    require_free(tmp_path, overwrite=False)
+    require_free(tmp_path / "a" / "b", overwrite=False)
+
+
+@pytest.mark.parametrize("below", ["", "run", "deep/run"])
+def test_a_file_is_never_taken_for_a_folder(tmp_path, below):
+    fill(tmp_path, "file")
+    with pytest.raises(OutputExistsError, match="file is a file"):
+        require_free(tmp_path / "file" / below, overwrite=True)
+
+
+def test_folders_that_stay_empty_go_again_and_others_stay(tmp_path):
+    with made_folder(tmp_path / "a" / "b" / "c"):
+        assert (tmp_path / "a" / "b" / "c").is_dir()
+    assert contents(tmp_path) == {}
+    (tmp_path / "mine").mkdir()
+    with made_folder(tmp_path / "mine"):
+        pass
+    assert contents(tmp_path) == {"mine": None}
+    with made_folder(tmp_path / "a" / "b" / "c"):
+        fill(tmp_path, "a/kept")
+    assert set(contents(tmp_path)) == {"mine", "a", "a/kept"}
+
+
+def test_what_is_left_in_a_partial_folder_goes_and_so_does_one_whose_process_was_killed(tmp_path):
+    target = tmp_path / "deep" / "run"
+    with partial_folder(target) as partial:
+        fill(partial, "adapter/a")
+    assert contents(tmp_path) == {}
+    other = fill(tmp_path, "deep/.run.partial-x/adapter/a", "deep/.other.partial-x/a", "deep/run.partial-x")
+    clear_partials(target)
+    assert {name for name in contents(other) if "run" in name or "other" in name} == {
+        "deep/.other.partial-x",
+        "deep/.other.partial-x/a",
+        "deep/run.partial-x",
+    }

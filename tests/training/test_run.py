@@ -1,0 +1,118 @@
+"""Laws of one run: which epoch is kept, and that nothing half done stays."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+from torch import nn
+from transformers import EvalPrediction, TrainerControl, TrainerState, TrainingArguments
+
+from tests.cli.tiny import contents, make_rows, write_csv
+from veneer.data.tables import read_examples
+from veneer.errors import DownloadError
+from veneer.results import read_results
+from veneer.training.config import RunConfig
+from veneer.training.run import KeepBest, run
+from veneer.training.saved import load_trained
+
+TRUE = [0, 1, 1, 0, 2, 1, 0]
+ANSWERS = st.lists(st.lists(st.integers(0, 2), min_size=len(TRUE), max_size=len(TRUE)), min_size=1, max_size=6)
+
+
+class Small(nn.Module):
+    """One layer that is trained and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(3, 2).requires_grad_(False)
+        self.trained = nn.Linear(5, 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(epochs=ANSWERS)
+def test_the_earliest_of_the_best_epochs_is_kept_and_its_weights_come_back(epochs):
+    """Best means macro-F1 on validation, as scikit-learn computes it; the weights are that epoch's, bit by bit."""
+    model = Small()
+    keep_best = KeepBest(model)
+    frozen = model.frozen.weight.clone()
+    expected = [f1_score(TRUE, answers, average="macro", zero_division=0.0) for answers in epochs]
+    arguments, control = TrainingArguments(use_cpu=True, report_to="none"), TrainerControl()
+    for epoch, answers in enumerate(epochs, start=1):
+        with torch.no_grad():
+            model.trained.weight.fill_(epoch)
+            model.trained.bias.fill_(-epoch)
+        logits = np.eye(3)[answers] * 5
+        metrics = keep_best.compute_metrics(EvalPrediction(predictions=logits, label_ids=np.array(TRUE)))
+        assert metrics["macro_f1"] == pytest.approx(expected[epoch - 1])
+        keep_best.on_evaluate(arguments, TrainerState(epoch=float(epoch)), control)
+    keep_best.restore()
+    best_epoch = int(np.argmax(np.round(expected, 12))) + 1
+    assert keep_best.best_epoch == best_epoch
+    assert torch.equal(model.trained.weight, torch.full((3, 5), float(best_epoch)))
+    assert torch.equal(model.trained.bias, torch.full((3,), -float(best_epoch)))
+    assert torch.equal(model.frozen.weight, frozen)
+    assert [entry["epoch"] for entry in keep_best.history] == list(range(1, len(epochs) + 1))
+
+
+@pytest.fixture
+def config(tiny, tmp_path):
+    data = write_csv(tmp_path / "data.csv", make_rows(40, seed=1))
+    shared = {"text": "text", "label": "label", "epochs": 2, "batch_size": 8, "max_tokens": 24, "precision": "float32"}
+    return RunConfig(model=str(tiny), data=str(data), test_share=0.2, **shared)
+
+
+def test_progress_is_reported_for_every_step_and_the_record_is_the_one_on_disk(config, tmp_path):
+    steps = []
+    record = run(config, tmp_path / "deep" / "run", on_progress=steps.append)
+    assert [progress.step for progress in steps] == list(range(1, steps[-1].num_steps + 1))
+    assert read_results(tmp_path / "deep" / "run").records == [record]
+    best = max(record.validation_curve, key=lambda entry: (entry["macro_f1"], -entry["epoch"]))
+    assert (record.best_epoch, record.validation.macro_f1) == (best["epoch"], best["macro_f1"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DownloadError("the disk is full"), RuntimeError("a bug")])
+def test_a_run_that_is_interrupted_leaves_nothing_behind(config, tmp_path, error):
+    def stop(progress):
+        raise error
+
+    before = contents(tmp_path)
+    with pytest.raises(type(error)):
+        run(config, tmp_path / "deep" / "run", on_progress=stop)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_fails_leaves_the_one_it_was_to_replace(config, tmp_path):
+    run(config, tmp_path / "run")
+    before = contents(tmp_path)
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "run", on_progress=stop, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_training_raises_no_warning_and_leaves_the_warning_filters_alone(config, tmp_path):
+    before = list(warnings.filters)
+    run(config, tmp_path / "run")
+    assert warnings.filters == before
+
+
+def test_what_is_saved_is_the_best_epoch_and_not_the_last(config, tmp_path):
+    """A rate this low changes the loss and not one answer: all epochs are equally good, so the first is kept."""
+    validation = write_csv(tmp_path / "validation.csv", make_rows(21, seed=2))
+    slow = replace(config, method="head", epochs=4, learning_rate=1e-4, validation=str(validation))
+    record = run(slow, tmp_path / "run")
+    first, *_, last = record.validation_curve
+    assert record.best_epoch == 1
+    assert abs(first["loss"] - last["loss"]) > 1e-4
+    rows = read_examples(validation, text="text", label="label")
+    scores = load_trained(tmp_path / "run").scores(rows)
+    assert scores.loss == pytest.approx(first["loss"], abs=1e-6)
+    assert scores.confusion == record.validation.confusion
