@@ -12,13 +12,13 @@ from veneer.errors import AdapterFormatError, AdapterMismatchError, AdapterState
 from veneer.formats.peft import CONFIG_FILE, KEY_PREFIX, TENSOR_FILE, read_peft
 from veneer.lora.inject import adapted_layers
 
-FACTOR = dict(r=3, alpha=5, scaling="rslora", targets=["query", "value"])
+SETTINGS = {"r": 3, "alpha": 5, "scaling": "rslora", "targets": ["query", "value"]}
 
 
 @pytest.fixture
 def folder(model, tmp_path):
     """An adapter folder of a trained-looking model, and nothing else."""
-    veneer.adapt(model, LoraConfig(**FACTOR), ["classifier"])
+    veneer.adapt(model, LoraConfig(**SETTINGS), ["classifier"])
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -66,6 +66,8 @@ def predict(
         raise ConfigError("--data needs --text, the column to read, and --out, the file to write")
     if data is not None and pair is not None:
         raise ConfigError("--pair goes with one text; for a file, --text-pair names the column")
+    if sentence is not None and (text is not None or text_pair is not None):
+        raise ConfigError("--text and --text-pair name columns of a file; they go with --data, not with one text")
     for given in (sentence, pair):
         _require_text(given)
     if out is not None:

@@ -21,7 +21,7 @@ def score(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, " rows"]) -
         macro_f1=float(f1_score(labels, predicted, average="macro", labels=counts.nonzero()[:, 0], zero_division=0.0)),
         loss=float(torch.nn.functional.cross_entropy(logits.float(), labels)),
         num_examples=len(labels),
-        majority_share=float(counts.max() / len(labels)),
+        majority_share=int(counts.max()) / len(labels),
         confusion=confusion_matrix(labels, predicted, labels=range(num_classes)).tolist(),
     )
 

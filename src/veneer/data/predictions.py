@@ -43,13 +43,14 @@ def check_output(path: Path, *, overwrite: bool) -> Writer:
         UnknownNameError: the ending is not known.
         OutputExistsError: the file exists and may not be overwritten, or its folder does not exist.
     """
-    if path.suffix not in WRITERS:
+    ending = path.suffix.lower()
+    if ending not in WRITERS:
         raise unknown_name("file ending", path.suffix, WRITERS, advice=f"Given: {path}.")
     if not path.parent.is_dir():
         raise OutputExistsError(f"{path.parent} is no folder; make it or choose another --out")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists already; choose another --out or pass --overwrite to replace it")
-    return WRITERS[path.suffix]
+    return WRITERS[ending]
 
 
 def write_predictions(table: pd.DataFrame, path: Path, *, overwrite: bool) -> None:

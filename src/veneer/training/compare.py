@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
+from veneer.data.sources import find_model
 from veneer.errors import VeneerError
 from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
 from veneer.training.config import RunConfig
@@ -64,6 +65,7 @@ def compare(
     """
     resumable = " or --resume to finish it" if any(folder.glob(f"*/{RESULTS_FILE}")) else ""
     require_free(folder, overwrite=overwrite or resume, advice=resumable)
+    find_model(configs[0].model, watcher.notify)  # before anything is deleted
     if overwrite and not resume:
         clear_results(folder)
     results = Results(machine=describe_machine(), versions=describe_versions(), notes=list(notes))

@@ -78,9 +78,7 @@ class RunConfig:
             self.lora()
         except ConfigError as error:
             lines = [line.removeprefix("  - ") for line in str(error).splitlines()[1:]]
-            problems += [
-                line for line in lines if not line.startswith("seed ")
-            ]  # named above, with the run's own limit
+            problems += [line for line in lines if not line.startswith("seed is ")]  # named above, with a run's limit
         if self.targets is not None and find_method(self.method).targets is None:
             problems.append(f"targets are given, but the method {self.method!r} adapts no layers")
         if problems:
@@ -147,7 +145,6 @@ def _one_of(choices: object) -> tuple[str, Rule]:
 
 _RULES: tuple[tuple[str, str, Rule], ...] = (
     ("seed", "a whole number from 0 to 2**32 - 1", lambda value: _whole(0)(value) and value < 2**32),  # numpy's limit
-    ("split_seed", "a whole number from 0", _whole(0)),
     ("epochs", "a whole number of at least 1", _whole(1)),
     ("batch_size", "a whole number of at least 1", _whole(1)),
     ("max_tokens", "a whole number of at least 4", _whole(4)),

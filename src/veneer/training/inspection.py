@@ -120,7 +120,7 @@ def describe_plan(
         raise ConfigError(f"the method {method!r} trains every weight: there is nothing to plan")
     source = find_model(model, notify)
     try:
-        config = AutoConfig.from_pretrained(source.location, num_labels=2)
+        config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, num_labels=2)
         with torch.device("meta"):
             network = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     except Exception as error:  # for a broken folder transformers raises many kinds, none of them ours

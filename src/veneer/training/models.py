@@ -16,7 +16,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from veneer.data.sources import ModelSource
-from veneer.errors import DataError, DownloadError
+from veneer.errors import DataError, DownloadError, gathered
 from veneer.lora.targets import HEAD_NAMES
 
 
@@ -44,14 +44,16 @@ def load_classifier(source: ModelSource, labels: Sequence[str], *, seed: int, at
     try:
         config = AutoConfig.from_pretrained(
             source.location,
+            trust_remote_code=False,
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
             label2id={label: number for number, label in enumerate(labels)},
         )
-        tokenizer = AutoTokenizer.from_pretrained(source.location)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=False)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             source.location,
             config=config,
+            trust_remote_code=False,
             dtype=torch.float32,
             attn_implementation=attention,
             ignore_mismatched_sizes=True,
@@ -66,11 +68,24 @@ def load_classifier(source: ModelSource, labels: Sequence[str], *, seed: int, at
     model.config.pad_token_id = tokenizer.pad_token_id
     new = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
     head = new_modules(model, new) or existing_head(model)
-    new_share = sum(p.numel() for name, p in model.named_parameters() if name in new) / model.num_parameters()
-    if new_share > 0.5 or not head:
-        what = f"{new_share:.0%} of its weights are missing" if head else "no classification head was found"
-        raise DataError(f"{source.name} cannot be used as a pretrained classifier: {what}")
+    if problems := _gaps(model, new, head):
+        raise DataError(gathered(f"{source.name} cannot be used as a pretrained classifier:", problems))
     return Classifier(model=model.eval(), tokenizer=tokenizer, head=head, is_head_new=bool(new))
+
+
+def _gaps(model: nn.Module, new: set[str], head: Sequence[str]) -> list[str]:
+    """Return what the checkpoint lacks that training a head cannot make good."""
+    if not head:
+        return ["no classification head was found"]
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    new_share = sum(size for name, size in sizes.items() if name in new) / sum(sizes.values())
+    if new_share > 0.5:
+        return [f"{new_share:.0%} of its weights are missing"]
+    return [
+        f"{name} is missing, in a module whose other weights are there"
+        for name in sizes
+        if name in new and not any(name.startswith(module + ".") for module in head)
+    ]
 
 
 def new_modules(model: nn.Module, new: set[str]) -> tuple[str, ...]:

@@ -194,7 +194,9 @@ def _train_and_test(
         for name in ("train", "validation", "test")
         if (part := getattr(splits, name)) is not None
     }
-    outcome = _train(config, classifier, encoded["train"], encoded["validation"], on_progress)
+    outcome = _train(
+        config, classifier, encoded["train"], encoded["validation"], folder=folder, on_progress=on_progress
+    )
     test = None
     if "test" in encoded:
         logits = predict_logits(classifier.model, encoded["test"], classifier.tokenizer, precision=resolved.precision)
@@ -235,12 +237,14 @@ def _train(
     classifier: Classifier,
     train_rows: list[Features],
     validation_rows: list[Features],
+    *,
+    folder: Path,
     on_progress: OnProgress,
 ) -> Outcome:
     """Train, and leave the weights of the best epoch in the model."""
     keep_best = KeepBest(classifier.model)
     steps_per_epoch = math.ceil(len(train_rows) / config.batch_size)
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # third parties' advice on settings that are not the user's
         trainer = Trainer(
             model=classifier.model,

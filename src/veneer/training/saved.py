@@ -119,6 +119,8 @@ def load_trained(path: Path, *, model: str | None = None, notify: Notify | None 
         return SavedClassifier(card=card, classifier=_load_whole(source, card.labels))
     classifier = _load_base(find_model(model or card.model, notify), card.labels)
     load(classifier.model, folder)
+    if torch.cuda.is_available():
+        classifier.model.to("cuda")  # type: ignore[arg-type]
     return SavedClassifier(card=card, classifier=classifier)
 
 
