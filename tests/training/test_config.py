@@ -11,7 +11,6 @@ from veneer.training.config import RunConfig
 GOOD = RunConfig(model="m", data="d")
 BAD = {
     "seed": [-1, 2**32, 1.5],
-    "split_seed": [-1],
     "epochs": [0, 1.5, True],
     "batch_size": [0],
     "max_tokens": [3],
