@@ -1,20 +1,28 @@
 """Fill the README's results and file tree from the committed run and the source; `tests/test_readme.py` compares."""
 
 import ast
+import io
 import re
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from veneer.report.summary import summarize
-from veneer.report.terminal import markdown_table
+from veneer.report.terminal import markdown_table, results_table
 from veneer.report.verdict import headline
 from veneer.results import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "results" / "first-light"
 OTHER_FILES = {
+    "ARCHITECTURE.md": "the ideas, the floors, what a change touches, why each dependency is there",
+    "Makefile": "setup, demo, test, check",
+    "pyproject.toml": "the package and the settings of its checks",
     "results": "committed runs: what the tables above are made of",
     "tests": "laws and oracles, laid out as the source is; `tests/oracles` compares with peft and loralib",
-    "scripts/check": "format, lint, types, tests",
+    "scripts/check": "format, lint, types, tests; what `.ci/run` comes down to",
+    "scripts/update_readme.py": "makes this list and the results above from the source and the committed run",
     "requirements.lock": "the exact versions `make` installs",
 }
 
@@ -30,7 +38,16 @@ def results_block() -> str:
         f"{results.versions['torch']}; ± is the standard deviation over seeds. Every figure is in "
         f"[results/first-light/results.json](results/first-light/results.json). Shared cores: read the times as ratios."
     )
-    return "\n\n".join([markdown_table(summaries), headline(summaries), where])
+    screen = "\n".join(["```", *console_lines(results_table(summaries)), "```"])
+    return "\n\n".join([screen, headline(summaries), "The same with every digit:", markdown_table(summaries), where])
+
+
+def console_lines(table: Table) -> list[str]:
+    """Return what a terminal of 80 columns shows."""
+    console = Console(width=80, record=True, file=io.StringIO(), color_system=None)
+    console.print(table)
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    return [line for line in lines if line]
 
 
 def tree_block() -> str:
