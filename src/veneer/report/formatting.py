@@ -90,8 +90,8 @@ def count(number: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in seconds below two minutes, in minutes below two hours, else in hours."""
-    if seconds < 120:
+    """Return a duration in seconds below ten minutes, in minutes below two hours, else in hours."""
+    if seconds < 600:
         return f"{_three_digits(seconds)} s"
     return f"{_three_digits(seconds / 60)} min" if seconds < 7200 else f"{_three_digits(seconds / 3600)} h"
 
