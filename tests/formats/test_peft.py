@@ -154,6 +154,26 @@ TENSOR_LIES = {
         AdapterFormatError,
         ["embed.weight belongs to no module in modules_to_save"],
     ),
+    "head of integers": (
+        lambda t: t.update({HEAD_KEY: t[HEAD_KEY].long()}),
+        AdapterMismatchError,
+        ["classifier.weight has dtype torch.int64, but the model needs torch.float32"],
+    ),
+    "more than float32 holds": (
+        lambda t: t.update({A_KEY: torch.full((3, 7), 1e300, dtype=torch.float64)}),
+        AdapterMismatchError,
+        ["blocks.0.query.A holds", "what torch.float32 cannot hold"],
+    ),
+    "one name twice": (
+        lambda t: t.update({A_KEY.removeprefix(KEY_PREFIX): t[A_KEY].clone()}),
+        AdapterFormatError,
+        ["a second time under another prefix"],
+    ),
+    "head gone": (
+        lambda t: [t.pop(k) for k in list(t) if "classifier" in k],
+        AdapterFormatError,
+        ["modules_to_save names 'classifier', but no tensor of it is there"],
+    ),
     "no tensors": (lambda t: t.clear(), AdapterFormatError, ["holds no tensors"]),
 }
 
@@ -175,6 +195,8 @@ CONFIG_LIES = {
     "rank 0": ({"r": 0}, ["r is 0"]),
     "alpha null": ({"lora_alpha": None}, ["alpha is None"]),
     "targets of numbers": ({"target_modules": [1]}, ["target_modules"]),
+    "rslora as text": ({"use_rslora": "false"}, ["use_rslora='false' must be true or false"]),
+    "alpha beyond floats": ({"lora_alpha": 10**400}, ["alpha is 1000"]),
     "two at once": ({"use_dora": True, "lora_bias": True}, ["use_dora", "lora_bias"]),
 }
 
@@ -206,6 +228,24 @@ def test_folders_that_are_no_adapters_are_named_for_what_they_are(folder, tmp_pa
     assert_refused(folder, AdapterFormatError, ["not valid JSON"])
     (folder / CONFIG_FILE).write_text('{"architecture": "lora"}')
     assert_refused(folder, AdapterFormatError, ["no 'peft_type'"])
+
+
+def test_a_setting_that_stands_twice_is_refused(folder):
+    text = (folder / CONFIG_FILE).read_text()
+    (folder / CONFIG_FILE).write_text(text.replace('"r": 3', '"r": 4, "r": 3'))
+    assert_refused(folder, AdapterFormatError, ["a key stands twice"])
+
+
+def test_a_head_is_missed_also_where_another_module_was_trained_whole(model, tmp_path):
+    veneer.adapt(model, LoraConfig(r=3), ["classifier", "blocks.0.norm"])
+    veneer.save(model, tmp_path)
+    change_tensors(tmp_path, lambda t: [t.pop(k) for k in list(t) if "classifier" in k])
+    assert_refused(tmp_path, AdapterFormatError, ["modules_to_save names 'classifier'"])
+
+
+def test_a_model_without_weights_takes_no_adapter(folder):
+    with pytest.raises(AdapterStateError, match="meta device"):
+        veneer.load(base().to("meta"), folder)
 
 
 def test_a_pickle_is_not_read(folder):

@@ -287,3 +287,61 @@ def test_the_meta_device_is_enough_to_adapt():
     veneer.adapt(net, LoraConfig(r=3))
     assert all(p.is_meta for p in net.parameters())
     veneer.remove(net)
+
+
+@pytest.mark.parametrize("targets", [["query", "value"], []])
+@pytest.mark.parametrize("context", [veneer.disabled, veneer.merged])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        veneer.remove,
+        veneer.merge,
+        veneer.state,
+        lambda model: veneer.disabled(model).__enter__(),
+        lambda model: veneer.merged(model).__enter__(),
+        lambda model: veneer.adapt(model, LoraConfig(r=2), ["classifier"]),
+    ],
+)
+def test_within_a_context_every_verb_is_refused_and_nothing_is_lost(model, ids, targets, context, verb):
+    veneer.adapt(model, LoraConfig(r=3, targets=targets), ["classifier"])
+    expected, before = filled(model)(ids), snapshot(model)
+    with context(model), pytest.raises(AdapterStateError):
+        verb(model)
+    assert torch.equal(model(ids), expected)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_with_a_trained_head_alone_counts_as_adapted(model):
+    veneer.adapt(model, LoraConfig(targets=[]), ["classifier"])
+    with pytest.raises(AdapterStateError, match="adapted already"):
+        veneer.adapt(model, LoraConfig(r=3))
+
+
+@pytest.mark.parametrize("context", [veneer.disabled, veneer.merged])
+def test_a_graph_recorded_before_a_context_stays_valid(model, ids, context):
+    """A penalty on the distance to the base model needs both outputs in one backward pass."""
+    veneer.adapt(model, LoraConfig(r=3), ["classifier"])
+    output = filled(model)(ids)
+    with context(model), torch.no_grad():
+        reference = model(ids)
+    (output - reference).square().sum().backward()
+    assert model.classifier.weight.grad is not None
+    assert model.blocks[0].query.update.A.grad is not None
+
+
+@pytest.mark.parametrize("context", [veneer.disabled, veneer.merged])
+def test_a_mode_set_within_a_context_holds_afterwards(model, context):
+    veneer.adapt(model, LoraConfig(r=3, dropout=0.5))
+    model.train()
+    with context(model):
+        model.eval()
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_float64_model_is_left_alone_by_autocast_with_its_adapter():
+    net = nn.Sequential(nn.Linear(7, 5)).double()
+    x = torch.randn(2, 7, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = net(x)
+        veneer.adapt(net, LoraConfig(r=3, targets=["0"]))
+        assert torch.equal(net(x), expected)

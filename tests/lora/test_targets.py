@@ -8,7 +8,7 @@ from torch import nn
 
 import veneer
 from veneer import LoraConfig
-from veneer.errors import AdapterStateError, TargetError
+from veneer.errors import AdapterStateError, ConfigError, TargetError
 
 
 def names(the_plan):
@@ -96,3 +96,47 @@ def test_what_is_trained_whole_is_not_adapted_as_well_and_the_plan_says_so(model
     the_plan = veneer.plan(model, LoraConfig(r=3, targets=["query", "classifier"]), ["blocks.0", "classifier"])
     assert names(the_plan) == ["blocks.1.query"]
     assert the_plan.left_out == (("blocks.0.query", "trained whole"), ("classifier", "trained whole"))
+
+
+class ScaledLinear(nn.Linear):
+    """Computes something else than its weight says."""
+
+    def forward(self, x):
+        return 0.1 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (lambda: torch.nn.utils.parametrizations.weight_norm(nn.Linear(7, 5)), "computed from other tensors"),
+        (lambda: ScaledLinear(7, 5), "ScaledLinear"),
+    ],
+)
+def test_a_layer_whose_weight_does_not_say_what_it_computes_is_refused(layer, reason):
+    with pytest.raises(TargetError, match=reason):
+        veneer.plan(nn.Sequential(layer()), LoraConfig(r=3, targets=["0"]))
+
+
+def test_all_linear_on_a_model_without_linear_layers_is_an_error_that_names_its_layers():
+    with pytest.raises(TargetError, match=r"selects nothing.*Conv1d"):
+        veneer.plan(nn.Sequential(nn.Conv1d(3, 5, 2)), LoraConfig(r=3))
+
+
+def test_a_module_tied_to_one_that_stays_frozen_is_not_trained_whole():
+    net = nn.ModuleDict({"embed": nn.Embedding(9, 7), "query": nn.Linear(7, 7), "lm_head": nn.Linear(7, 9, bias=False)})
+    net["lm_head"].weight = net["embed"].weight
+    with pytest.raises(TargetError, match="'lm_head' is trained whole, but shares a parameter with 'embed'"):
+        veneer.plan(net, LoraConfig(r=3, targets=["query"]), ["lm_head"])
+    assert veneer.plan(net, LoraConfig(r=3, targets=["query"]), ["lm_head", "embed"]).trained_modules
+
+
+def test_a_regular_expression_that_also_meets_containers_is_written_out_as_names(model):
+    the_plan = veneer.plan(model, LoraConfig(r=3, targets=r"blocks\.1.*"))
+    assert the_plan.config.targets == ("blocks.1.query", "blocks.1.value")
+    assert names(veneer.plan(model, the_plan.config)) == names(the_plan)
+
+
+@pytest.mark.parametrize("value", [None, 5])
+def test_targets_that_are_no_selector_are_refused(value):
+    with pytest.raises(ConfigError, match="targets is"):
+        LoraConfig(targets=value)

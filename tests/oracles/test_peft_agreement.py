@@ -6,7 +6,14 @@ import warnings
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 import veneer
 from veneer import LoraConfig
@@ -74,6 +81,28 @@ def test_an_adapter_written_by_peft_gives_the_same_logits_here(classifier, token
     torch.testing.assert_close(base(tokens).logits, theirs(tokens).logits, rtol=1e-5, atol=1e-5)
     with veneer.merged(base):
         torch.testing.assert_close(base(tokens).logits, theirs(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_distilberts_two_heads_travel_from_peft(tmp_path, tokens):
+    """PEFT saves `pre_classifier` under the name `classifier`, which it matches at no boundary."""
+    torch.manual_seed(0)
+    shape = {"dim": 12, "n_layers": 2, "n_heads": 3, "hidden_dim": 20, "vocab_size": 31}
+    base = DistilBertForSequenceClassification(DistilBertConfig(**shape, num_labels=3)).eval()
+    theirs = with_peft(copy.deepcopy(base), rslora=False, targets=["q_lin", "v_lin"]).eval()
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path)
+    veneer.load(base, tmp_path)
+    torch.testing.assert_close(base(tokens).logits, theirs(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_with_excluded_modules_travels_from_peft(classifier, tokens, tmp_path):
+    base = copy.deepcopy(classifier)
+    config = peft.LoraConfig(r=3, target_modules=["query", "key"], exclude_modules=["self", "key"], task_type="SEQ_CLS")
+    theirs = peft.get_peft_model(classifier, config).eval()
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path)
+    veneer.load(base, tmp_path)
+    torch.testing.assert_close(base(tokens).logits, theirs(tokens).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_all_linear_selects_what_peft_selects(classifier):

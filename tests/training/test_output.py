@@ -3,7 +3,9 @@
 import pytest
 
 from tests.cli.tiny import contents
+from tests.report.records import record
 from veneer.errors import OutputExistsError
+from veneer.results import Results, write_results
 from veneer.training.output import (
     clear_partials,
     clear_results,
@@ -22,16 +24,45 @@ def fill(folder, *files):
     return folder
 
 
-OWN = ["results.json", "report.html", "adapter/a", "model/deep/b", "head-seed0/results.json", "head-seed0/adapter/a"]
-FOREIGN = ["notes.txt", "plots/results.txt", "plots/adapter/x", "report.html.bak", ".hidden"]
+def fill_run(folder, *runs):
+    """Write a run folder with weights for each (checkpoint, method), and its report."""
+    for checkpoint, _ in runs:
+        fill(folder, f"{checkpoint}/weights")
+    records = [record(method, checkpoint=checkpoint) for checkpoint, method in runs]
+    write_results(folder, Results(machine={}, versions={}, records=records))
+    return fill(folder, "report.html")
 
 
-def test_only_what_veneer_wrote_is_deleted(tmp_path):
+FOREIGN = ["notes.txt", "plots/results.txt", "plots/adapter/x", "report.html.bak", ".hidden", "other/adapter/x"]
+
+
+def test_only_what_veneer_wrote_is_deleted_of_a_run(tmp_path):
     fill(tmp_path, *FOREIGN)
     before = contents(tmp_path)
-    fill(tmp_path, *OWN)
+    fill_run(tmp_path, ("adapter", "lora-qv"))
     clear_results(tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_only_what_veneer_wrote_is_deleted_of_a_comparison(tmp_path):
+    """Runs that this folder's results do not list are somebody else's, and so are files put beside the weights."""
+    fill(tmp_path, *FOREIGN, "head-seed0/notes.txt")
+    fill_run(tmp_path / "demo", ("adapter", "lora-qv"))
+    before = contents(tmp_path)
+    fill_run(tmp_path / "head-seed0", ("adapter", "head"))
+    fill_run(tmp_path / "full-seed0", ("model", "full"))
+    fill_run(tmp_path, ("head-seed0/adapter", "head"), ("full-seed0/model", "full"))
+    clear_results(tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("checkpoint", ["../outside", "/etc", "notes.txt"])
+def test_a_path_out_of_a_results_file_is_never_followed(tmp_path, checkpoint):
+    fill(tmp_path, "outside/x", "run/notes.txt")
+    records = [record("head", checkpoint=checkpoint)]
+    write_results(tmp_path / "run", Results(machine={}, versions={}, records=records))
+    clear_results(tmp_path / "run")
+    assert {"outside/x", "run/notes.txt"} <= set(contents(tmp_path))
 
 
 def test_without_a_results_file_a_folder_called_adapter_is_not_veneers(tmp_path):
@@ -39,6 +70,14 @@ def test_without_a_results_file_a_folder_called_adapter_is_not_veneers(tmp_path)
     before = contents(tmp_path)
     clear_results(tmp_path)
     assert contents(tmp_path) == before
+    with pytest.raises(OutputExistsError, match="holds adapter, model, which no finished run wrote"):
+        require_free(tmp_path, overwrite=True)
+
+
+def test_a_results_file_of_somebody_elses_is_never_replaced(tmp_path):
+    fill(tmp_path, "results.json")
+    with pytest.raises(OutputExistsError, match=r"holds results\.json, which no finished run wrote"):
+        require_free(tmp_path, overwrite=True)
 
 
 def test_clearing_what_is_not_there_does_nothing(tmp_path):
@@ -47,7 +86,7 @@ def test_clearing_what_is_not_there_does_nothing(tmp_path):
 
 
 def test_a_finished_run_takes_the_place_of_an_earlier_one(tmp_path):
-    target = fill(tmp_path / "run", "results.json", "model/b", "notes.txt")
+    target = fill(fill_run(tmp_path / "run", ("model", "full")), "notes.txt")
     source = fill(tmp_path / "new", "results.json", "adapter/a")
     expected = {**contents(source), "notes.txt": b"content of notes.txt"}
     move_results(source, target)
@@ -66,11 +105,17 @@ def test_the_results_file_comes_last(tmp_path, monkeypatch):
     assert sorted(moved) == ["adapter", "results.json", "zzz"]
 
 
-@pytest.mark.parametrize("files", [["results.json"], ["notes.txt"], [".hidden"]])
-def test_a_folder_with_anything_in_it_is_not_free_unless_it_may_be_overwritten(tmp_path, files):
-    fill(tmp_path, *files)
-    what = "already holds a run" if files == ["results.json"] else "is not empty"
-    with pytest.raises(OutputExistsError, match=f"{what}.*--overwrite"):
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden"])
+def test_a_folder_with_anything_in_it_is_not_free_unless_it_may_be_overwritten(tmp_path, name):
+    fill(tmp_path, name)
+    with pytest.raises(OutputExistsError, match=r"is not empty.*--overwrite"):
+        require_free(tmp_path, overwrite=False)
+    require_free(tmp_path, overwrite=True)
+
+
+def test_a_run_is_not_overwritten_unasked(tmp_path):
+    fill_run(tmp_path, ("adapter", "head"))
+    with pytest.raises(OutputExistsError, match=r"already holds a run.*--overwrite"):
         require_free(tmp_path, overwrite=False)
     require_free(tmp_path, overwrite=True)
 

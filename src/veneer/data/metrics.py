@@ -12,13 +12,16 @@ COLLAPSE_SHARE = 0.99
 
 
 def score(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, " rows"]) -> Scores:
-    """Return how well the arg-max of `logits` fits `labels`; a class that never occurs counts in no average."""
+    """Return how well the arg-max of `logits` fits `labels`, by scikit-learn's definitions.
+
+    Macro-F1 averages over the classes that are true or predicted somewhere; one without a right answer counts 0.
+    """
     num_classes = logits.shape[1]
     predicted = logits.argmax(dim=1)
     counts = torch.bincount(labels, minlength=num_classes)
     return Scores(
         accuracy=float(accuracy_score(labels, predicted)),
-        macro_f1=float(f1_score(labels, predicted, average="macro", labels=counts.nonzero()[:, 0], zero_division=0.0)),
+        macro_f1=float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
         loss=float(torch.nn.functional.cross_entropy(logits.float(), labels)),
         num_examples=len(labels),
         majority_share=int(counts.max()) / len(labels),

@@ -138,8 +138,9 @@ def _sorted_names(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def _keys(examples: Examples) -> Sequence[object]:
-    """Return what makes two rows the same text: the text, or both texts of a pair."""
-    return examples.texts if examples.pairs is None else list(zip(examples.texts, examples.pairs, strict=True))
+    """Return what makes two rows the same text: the text, or both texts of a pair, white space folded."""
+    columns = [examples.texts] if examples.pairs is None else [examples.texts, examples.pairs]
+    return list(zip(*([" ".join(text.split()) for text in column] for column in columns), strict=True))
 
 
 def _strata(train: Examples) -> _Strata:

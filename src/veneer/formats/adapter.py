@@ -1,6 +1,5 @@
 """Saving and loading an adapter by path: the two verbs that join a model and a file."""
 
-from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -9,8 +8,6 @@ from torch import nn
 from veneer.formats.peft import read_peft, write_peft
 from veneer.lora.state import AdapterState, load_state, state
 from veneer.lora.targets import Plan
-
-WRITERS: Mapping[str, Callable[[AdapterState, Path], None]] = {"peft": write_peft}
 
 
 def save(
@@ -27,7 +24,7 @@ def save(
     Raises:
         AdapterStateError: the model is not adapted.
     """
-    write_adapter(state(model, base_model=base_model, task_type=task_type), Path(path))
+    write_peft(state(model, base_model=base_model, task_type=task_type), Path(path))
 
 
 def load(model: nn.Module, path: str | PathLike[str], *, trainable: bool = False) -> Plan:
@@ -49,8 +46,3 @@ def load(model: nn.Module, path: str | PathLike[str], *, trainable: bool = False
 def read_adapter(path: Path) -> AdapterState:
     """Read an adapter in any format that is known; see `formats/peft.py` for the errors."""
     return read_peft(path)
-
-
-def write_adapter(adapter: AdapterState, path: Path, format: str = "peft") -> None:  # noqa: A002
-    """Write an adapter in one of the known formats."""
-    WRITERS[format](adapter, path)

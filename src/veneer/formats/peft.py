@@ -143,13 +143,14 @@ def read_peft(folder: Path) -> AdapterState:
     updates, trained = _sorted_tensors(folder / TENSOR_FILE)
     modules = _trained_modules(settings.get("modules_to_save") or [], trained, folder)
     targets = settings.get("target_modules")
+    if targets is None or settings.get("exclude_modules"):  # PEFT's exclude has rules of its own; the tensors decide
+        targets = list(updates)
     try:
         config = LoraConfig(
             r=settings["r"],
             alpha=settings["lora_alpha"],
             dropout=settings.get("lora_dropout", 0.0),
-            targets=tuple(sorted(updates)) if targets is None else _sorted_selector(targets),
-            exclude=_sorted_selector(settings.get("exclude_modules") or []),
+            targets=_sorted_selector(targets),
             scaling="rslora" if settings.get("use_rslora") else "lora",
         )
     except ConfigError as error:
@@ -180,8 +181,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise AdapterFormatError(f"{folder} is not an adapter: it holds no {CONFIG_FILE}")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        settings = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
         raise AdapterFormatError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(settings, dict) or "peft_type" not in settings:
         raise AdapterFormatError(f"{path} is not PEFT's: it has no 'peft_type'; only PEFT's LoRA folders can be read")
@@ -192,6 +193,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
         raise AdapterFormatError(f"{folder / TENSOR_FILE}: {reason}")
     return settings
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice")
+    return dict(pairs)
 
 
 def _setting_problems(settings: Mapping[str, Any]) -> list[str]:
@@ -207,6 +214,8 @@ def _setting_problems(settings: Mapping[str, Any]) -> list[str]:
             found.append(f"{key}={value!r} is not supported")
         elif key not in NEUTRAL.keys() | UNDERSTOOD_KEYS | INERT_KEYS and value not in (None, False, [], {}):
             found.append(f"{key}={value!r} is unknown; it could change what the adapter computes")
+    if not isinstance(settings.get("use_rslora", False), bool):
+        found.append(f"use_rslora={settings['use_rslora']!r} must be true or false")
     for key in ("target_modules", "exclude_modules", "modules_to_save"):
         value = settings.get(key)
         names = value if isinstance(value, list) else [value]
@@ -221,16 +230,20 @@ def _sorted_tensors(path: Path) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
     """Return A and B by layer, and the other tensors by name; all in memory, none mapped to the file."""
     try:
         tensors = safetensors.torch.load(path.read_bytes())
-    except SafetensorError as error:
-        raise AdapterFormatError(f"{path} is truncated or not a safetensors file: {error}") from None
+    except (SafetensorError, KeyError, NotImplementedError) as error:  # the last two: a dtype torch does not know
+        raise AdapterFormatError(f"{path} is truncated or not a safetensors file that torch reads: {error}") from None
     problems = []
     parts: dict[str, dict[str, Tensor]] = {}
     trained: dict[str, Tensor] = {}
+    seen: set[str] = set()
     for key, tensor in tensors.items():
         name = key.removeprefix(KEY_PREFIX)
         for wrapper in WRAPPER_PARTS:
             name = name.replace(wrapper, "")
         layer, _, part = name.rpartition(".lora_")
+        if name in seen:
+            problems.append(f"{key} is there a second time under another prefix")
+        seen.add(name)
         if part in ("A.weight", "B.weight"):
             parts.setdefault(layer, {})[part[0]] = tensor
             if not tensor.is_floating_point() or tensor.ndim != 2:
@@ -254,13 +267,13 @@ def _trained_modules(listed: list[str], trained: Mapping[str, Tensor], folder: P
     for name in trained:
         parts = name.split(".")
         prefixes = (".".join(parts[:end]) for end in range(1, len(parts)))
-        home = next((p for p in prefixes if any(p == m or p.endswith("." + m) for m in listed)), None)
+        home = next((p for p in prefixes if p.endswith(tuple(listed))), None)  # PEFT's rule: at no boundary
         if home is None:
             homeless.append(f"{name} belongs to no module in modules_to_save={listed!r}")
         else:
             modules.add(home)
-    missing = [m for m in listed if not any(home == m or home.endswith("." + m) for home in modules)]
-    automatic = AUTOMATIC_HEADS if modules else frozenset()
+    missing = [m for m in listed if not any(home.endswith(m) for home in modules)]
+    automatic = AUTOMATIC_HEADS if any(home.endswith(tuple(AUTOMATIC_HEADS)) for home in modules) else frozenset()
     homeless += [f"modules_to_save names {m!r}, but no tensor of it is there" for m in missing if m not in automatic]
     if homeless:
         raise AdapterFormatError(gathered(f"{folder} cannot be used:", homeless))

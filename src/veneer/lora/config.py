@@ -1,8 +1,7 @@
 """What a user chooses about an adapter, checked when it is built."""
 
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +9,8 @@ from veneer.errors import ConfigError, gathered
 from veneer.lora.delta import SCALING_RULES
 
 ALL_LINEAR = "all-linear"
+MAX_ALPHA = 1e9
+"""Far above any use, and far below what float32 can hold."""
 
 Selector = str | Sequence[str]
 """Names matched at a `.` boundary, or one regular expression matched in full."""
@@ -42,7 +43,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         for name in ("targets", "exclude"):
             value = getattr(self, name)
-            if not isinstance(value, str):
+            if isinstance(value, Iterable) and not isinstance(value, str):
                 object.__setattr__(self, name, tuple(value))
         if problems := list(self._problems()):
             raise ConfigError(gathered("LoraConfig cannot be built:", problems))
@@ -57,11 +58,13 @@ class LoraConfig:
         found = []
         if not _is_integer(self.r) or self.r < 1:
             found.append(f"r is {self.r!r}; it must be a whole number of at least 1")
-        if not _is_number(self.alpha) or not math.isfinite(self.alpha) or self.alpha <= 0:
-            found.append(f"alpha is {self.alpha!r}; it must be a finite number above 0 (a common choice is 2 * r)")
+        if not _is_number(self.alpha) or not 0 < self.alpha <= MAX_ALPHA:
+            found.append(
+                f"alpha is {self.alpha!r}; it must be a finite number above 0, at most {MAX_ALPHA:g} (often 2 * r)"
+            )
         if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             found.append(f"dropout is {self.dropout!r}; it must be a probability from 0 to below 1")
-        if self.scaling not in SCALING_RULES:
+        if self.scaling not in list(SCALING_RULES):
             found.append(f"scaling is {self.scaling!r}; it must be one of {', '.join(SCALING_RULES)}")
         if not _is_integer(self.seed) or not 0 <= self.seed < 2**63:
             found.append(f"seed is {self.seed!r}; it must be a whole number from 0 to 2**63 - 1")
@@ -83,6 +86,8 @@ def _selector_problems(name: str, selector: Selector) -> list[str]:
         except re.error as error:
             return [f"{name} is {selector!r}, which is not a valid regular expression ({error}); a list gives names"]
         return [] if selector else [f"{name} is an empty string; give a list of module names or a regular expression"]
+    if not isinstance(selector, tuple):
+        return [f"{name} is {selector!r}; it must be a list of module names or a regular expression"]
     return [
         f"{name} holds {term!r}; a list holds module names such as 'query' or 'layer.0.attention.query'"
         for term in selector

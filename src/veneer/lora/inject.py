@@ -18,9 +18,7 @@ from veneer.errors import AdapterStateError, gathered
 from veneer.lora.config import LoraConfig
 from veneer.lora.init import kaiming
 from veneer.lora.layers import AdaptedLinear, new_update
-from veneer.lora.targets import Plan, plan
-
-_ATTRIBUTE = "veneer_adaptation"
+from veneer.lora.targets import ADAPTATION, Plan, plan
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +35,13 @@ class Adaptation:
     def config(self) -> LoraConfig:
         """The settings with the targets written out."""
         return self.plan.config
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Suspended:
+    """Stands in for the record while a context has taken the adapter out."""
+
+    record: Adaptation
 
 
 def adapt(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = ()) -> Plan:
@@ -58,7 +63,7 @@ def adapt(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = ()) 
     record = Adaptation(
         plan=the_plan,
         was_trainable={name: parameter.requires_grad for name, parameter in model.named_parameters()},
-        originals={name: _copy_of(model.get_submodule(name)) for name in the_plan.trained_modules},
+        originals={name: _cloned(model.get_submodule(name).state_dict()) for name in the_plan.trained_modules},
     )
     generator = torch.Generator().manual_seed(config.seed)
     layers: dict[str, AdaptedLinear] = {}
@@ -74,7 +79,7 @@ def adapt(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = ()) 
     for name in the_plan.trained_modules:
         model.get_submodule(name).requires_grad_(True)
     _replace(model, layers)
-    setattr(model, _ATTRIBUTE, record)
+    setattr(model, ADAPTATION, record)
     return the_plan
 
 
@@ -115,17 +120,14 @@ def disabled(model: nn.Module) -> Iterator[None]:
         AdapterStateError: the model is not adapted.
     """
     root, record = adapted_root(model)
-    layers = adapted_layers(root)
-    trained = {name: _copy_of(root.get_submodule(name)) for name in record.originals}
-    try:
-        _replace(root, {name: layer.base for name, layer in layers.items()})
-        for name, tensors in record.originals.items():
-            _write(root.get_submodule(name), tensors)
-        yield
-    finally:
-        for name, tensors in trained.items():
-            _write(root.get_submodule(name), tensors)
-        _replace(root, layers)
+    with _suspended(root, record):
+        modules = {name: root.get_submodule(name) for name in record.originals}
+        trained = {name: _exchange(module, _cloned(record.originals[name])) for name, module in modules.items()}
+        try:
+            yield
+        finally:
+            for name, module in modules.items():
+                _exchange(module, trained[name])
 
 
 @contextmanager
@@ -135,34 +137,37 @@ def merged(model: nn.Module) -> Iterator[None]:
     Raises:
         AdapterStateError: as for `merge`.
     """
-    root, _ = adapted_root(model)
+    root, record = adapted_root(model)
     layers = adapted_layers(root)
     merged_weights = _merged_weights(root, layers)
-    weights = {name: layer.base.weight for name, layer in layers.items()}
-    try:
-        for name, layer in layers.items():
-            layer.base.weight = merged_weights[name]
-        _replace(root, {name: layer.base for name, layer in layers.items()})
-        yield
-    finally:
-        for name, layer in layers.items():
-            layer.base.weight = weights[name]
-        _replace(root, layers)
+    with _suspended(root, record):
+        own = {name: _exchange(layer.base, {"weight": merged_weights[name]}) for name, layer in layers.items()}
+        try:
+            yield
+        finally:
+            for name, layer in layers.items():
+                _exchange(layer.base, own[name])
 
 
 def adapted_root(model: nn.Module) -> tuple[nn.Module, Adaptation]:
     """Return the module that `adapt` was called with, `model` itself or one inside it, and what was done to it.
 
     Raises:
-        AdapterStateError: there is none, or more than one.
+        AdapterStateError: there is none, or more than one, or it is within `disabled` or `merged`.
     """
-    roots = [module for module in model.modules() if isinstance(vars(module).get(_ATTRIBUTE), Adaptation)]
+    roots = [module for module in model.modules() if ADAPTATION in vars(module)]
     if len(roots) != 1:
         found = (
             "is not adapted; call veneer.adapt or veneer.load first" if not roots else "holds several adapted models"
         )
         raise AdapterStateError(f"{type(model).__name__} {found}")
-    return roots[0], vars(roots[0])[_ATTRIBUTE]
+    record = vars(roots[0])[ADAPTATION]
+    if isinstance(record, Suspended):
+        raise AdapterStateError(
+            f"{type(model).__name__} is within veneer.disabled or veneer.merged; leave the block first"
+        )
+    assert isinstance(record, Adaptation)
+    return roots[0], record
 
 
 def adapted_layers(root: nn.Module) -> dict[str, AdaptedLinear]:
@@ -176,8 +181,47 @@ def _start(base: nn.Linear, r: int, generator: torch.Generator) -> Tensor:
     return kaiming(r, base.in_features, generator)
 
 
-def _copy_of(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+@contextmanager
+def _suspended(root: nn.Module, record: Adaptation) -> Iterator[None]:
+    """Within the block the base layers stand where the adapted ones were, and no verb takes the model for adapted."""
+    layers = adapted_layers(root)
+    setattr(root, ADAPTATION, Suspended(record=record))
+    try:
+        _replace(root, {name: layer.base for name, layer in layers.items()})
+        yield
+    finally:
+        _replace(root, layers)
+        setattr(root, ADAPTATION, record)
+        for layer in layers.values():
+            layer.train(layer.base.training)  # the block may have called train() or eval()
+
+
+def _exchange(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put `tensors` in the place of the parameters and buffers of these names; return the objects that were there.
+
+    Objects change places and no value is written, so a graph that was recorded before stays valid.
+    """
+    earlier: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        if leaf in owner._parameters:
+            present = owner.get_parameter(leaf)
+            parameter = nn.Parameter(_like(present, tensor), requires_grad=present.requires_grad)
+            owner._parameters[leaf] = tensor if isinstance(tensor, nn.Parameter) else parameter
+            earlier[name] = present
+        else:
+            earlier[name] = owner.get_buffer(leaf)
+            owner._buffers[leaf] = _like(earlier[name], tensor)
+    return earlier
+
+
+def _like(present: Tensor, tensor: Tensor) -> Tensor:
+    return tensor.to(device=present.device, dtype=present.dtype)
 
 
 def _write(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -219,4 +263,4 @@ def _merged_weights(root: nn.Module, layers: Mapping[str, AdaptedLinear]) -> dic
 def _finish(root: nn.Module, record: Adaptation) -> None:
     for name, parameter in root.named_parameters():
         parameter.requires_grad_(record.was_trainable.get(name, parameter.requires_grad))
-    delattr(root, _ATTRIBUTE)
+    delattr(root, ADAPTATION)

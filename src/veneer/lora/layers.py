@@ -64,7 +64,7 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Map (*batch, in) to (*batch, out)."""
-        if torch.is_autocast_enabled(x.device.type):
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # which autocast leaves alone
             x = x.to(torch.get_autocast_dtype(x.device.type))  # once, where base and update would each do it
         output: Tensor = self.update(x, self.base(x))
         return output

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from veneer.errors import AdapterMismatchError, TargetError, gathered
+from veneer.errors import AdapterMismatchError, AdapterStateError, TargetError, gathered
 from veneer.lora.config import LoraConfig
 from veneer.lora.inject import adapt, adapted_layers, adapted_root
 from veneer.lora.targets import Plan, plan
@@ -77,9 +77,11 @@ def load_state(model: nn.Module, adapter: AdapterState, *, trainable: bool = Fal
         trainable: whether A, B and the modules trained whole may be trained on; otherwise everything is frozen.
 
     Raises:
-        AdapterStateError: the model is adapted already.
+        AdapterStateError: the model is adapted already, or is on the meta device.
         AdapterMismatchError: the adapter does not fit; every problem is named. The model is as it was.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise AdapterStateError(f"{type(model).__name__} is on the meta device; load its weights before the adapter")
     try:
         the_plan = plan(model, adapter.config, adapter.trained_modules)
     except TargetError as error:
@@ -115,7 +117,7 @@ def _update_problems(the_plan: Plan, updates: Mapping[str, LowRank]) -> list[str
     for name in sorted(targets.keys() & updates):
         expected = {"A": (r, targets[name].in_features), "B": (targets[name].out_features, r)}
         for part, tensor in updates[name]._asdict().items():
-            found += _tensor_problems(f"{name}.{part}", tensor, expected[part])
+            found += _tensor_problems(f"{name}.{part}", tensor, expected[part], torch.float32)
     return sorted(found)
 
 
@@ -128,13 +130,15 @@ def _trained_problems(model: nn.Module, the_plan: Plan, trained: Mapping[str, Te
     found = [f"{name}: the model needs it, but the adapter holds no such tensor" for name in expected.keys() - trained]
     found += [f"{name}: the adapter holds it, but the model has no such tensor" for name in trained.keys() - expected]
     for name in sorted(expected.keys() & trained):
-        found += _tensor_problems(name, trained[name], tuple(expected[name].shape))
+        found += _tensor_problems(name, trained[name], tuple(expected[name].shape), expected[name].dtype)
     return sorted(found)
 
 
-def _tensor_problems(name: str, tensor: Tensor, shape: tuple[int, ...]) -> list[str]:
+def _tensor_problems(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> list[str]:
     if tuple(tensor.shape) != shape:
         return [f"{name} has shape {tuple(tensor.shape)}, but the model needs {shape}"]
-    if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
-        return [f"{name} holds NaN or infinity"]
+    if tensor.is_floating_point() != dtype.is_floating_point:
+        return [f"{name} has dtype {tensor.dtype}, but the model needs {dtype}"]
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor.to(dtype)).all()):
+        return [f"{name} holds NaN or infinity, or what {dtype} cannot hold"]
     return []

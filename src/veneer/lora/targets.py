@@ -14,7 +14,9 @@ from torch import nn
 
 from veneer.errors import AdapterStateError, TargetError, gathered
 from veneer.lora.config import ALL_LINEAR, LoraConfig, Selector
-from veneer.lora.layers import AdaptedLinear
+
+ADAPTATION = "veneer_adaptation"
+"""The attribute in which `adapt` leaves its record on the module it was called with."""
 
 HEAD_NAMES = frozenset({"classifier", "score", "lm_head", "embed_out", "qa_outputs"})
 """What transformers calls the output layer of its task models; "all-linear" leaves it out."""
@@ -92,7 +94,7 @@ def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = ()) -
         TargetError: a selector matches nothing, or matches what cannot be adapted; every problem is named.
     """
     modules = dict(model.named_modules())
-    if any(isinstance(module, AdaptedLinear) for module in modules.values()):
+    if any(ADAPTATION in vars(module) for module in modules.values()):
         raise AdapterStateError("the model is adapted already; call veneer.remove(model) or veneer.merge(model) first")
     names = [name for name in modules if name]
     problems = [f"train_also {term!r} matches no module{nearest(term, names)}" for term in _idle(train_also, names)]
@@ -102,19 +104,21 @@ def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = ()) -
 
     if config.targets == ALL_LINEAR:
         chosen, left_out = _all_linear(model, config, trained, excluded)
+        wanted = [] if chosen else names
+        problems += [] if chosen else [f"{ALL_LINEAR!r} selects nothing: {_kinds(modules.values())}"]
     else:
         wanted = [n for n in names if matches(config.targets, n) and not _inside(n, excluded)]
         chosen = [name for name in wanted if not _inside(name, trained)]
         left_out = [(name, "trained whole") for name in wanted if _inside(name, trained)]
         problems += _target_problems(modules, config, wanted, chosen)
         chosen = [name for name in chosen if _obstacle(modules[name], config) is None]
-    problems += _rank_problems(modules, chosen, config.r)
+    problems += _rank_problems(modules, chosen, config.r) + _tied_problems(modules, trained)
     if not chosen and not trained and not problems:
         problems.append("nothing is left to train: no layer is targeted and train_also is empty")
     if problems:
         raise TargetError(gathered(f"cannot adapt {type(model).__name__}:", problems))
     return Plan(
-        config=_resolved(config, chosen, names),
+        config=_resolved(config, chosen, names, exact=wanted == chosen),
         targets=tuple(_target(name, modules[name], config.r) for name in chosen),
         left_out=tuple(left_out),
         trained_modules=tuple(name for name in trained if not _inside(name, [t for t in trained if t != name])),
@@ -163,13 +167,36 @@ def _target(name: str, module: nn.Module, r: int) -> Target:
 
 def _obstacle(module: nn.Module, config: LoraConfig) -> str | None:
     """Return why a module cannot be adapted, or None where it can."""
-    if not isinstance(module, nn.Linear):
+    if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
         return f"is a {type(module).__name__}; only torch.nn.Linear can be adapted"
+    if "weight" not in module._parameters:
+        return f"is a {type(module).__name__} whose weight is computed from other tensors; remove that first"
     if module.weight.shape != (module.out_features, module.in_features) or not module.weight.is_floating_point():
         return f"is a quantised {type(module).__name__}; only floating-point weights can be adapted"
     if config.dropout and isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "is used by nn.MultiheadAttention through its weight, where dropout cannot act; set dropout to 0"
     return None
+
+
+def _kinds(modules: Iterable[nn.Module]) -> str:
+    """Return which layers with a weight matrix a model has, for a message."""
+    kinds = sorted({type(module).__name__ for module in modules if _owns_matrix(module)})
+    return f"the model's layers are of the kinds {', '.join(kinds) or 'none'}; only torch.nn.Linear can be adapted"
+
+
+def _tied_problems(modules: Mapping[str, nn.Module], trained: Sequence[str]) -> list[str]:
+    """Return a line for each module trained whole that shares a parameter with one that is not."""
+    owners: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    return [
+        f"{inner!r} is trained whole, but shares a parameter with {outer!r}; train both, or untie them first"
+        for names in owners.values()
+        for inner in names
+        for outer in names
+        if _inside(inner, trained) and not _inside(outer, trained)
+    ]
 
 
 def _target_problems(
@@ -243,12 +270,13 @@ def _rank_problems(modules: dict[str, nn.Module], chosen: Sequence[str], r: int)
     ]
 
 
-def _resolved(config: LoraConfig, chosen: Sequence[str], names: Sequence[str]) -> LoraConfig:
-    """Return `config` with "all-linear" and `exclude` written out as names that select the same layers anywhere.
+def _resolved(config: LoraConfig, chosen: Sequence[str], names: Sequence[str], *, exact: bool) -> LoraConfig:
+    """Return `config` with targets that select the chosen layers and nothing else, here and in PEFT.
 
-    The names are last parts ("query") where those select exactly the chosen layers, and full names where not.
+    They stay as given where they are `exact`. Otherwise they become last name parts ("query") where those select
+    exactly the chosen layers, and full names where not.
     """
-    if config.targets != ALL_LINEAR and not config.exclude:
+    if exact and not config.exclude:
         return config
     short = tuple(sorted({name.rsplit(".", 1)[-1] for name in chosen}))
     same = [name for name in names if matches(short, name)] == list(chosen)

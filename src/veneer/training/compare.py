@@ -18,10 +18,12 @@ from typing import Protocol
 
 from veneer.data.sources import find_model
 from veneer.errors import VeneerError
+from veneer.methods.table import find_method
 from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
 from veneer.training.config import RunConfig
+from veneer.training.inspection import describe_plan
 from veneer.training.machine import describe_machine, describe_versions
-from veneer.training.output import clear_partials, clear_results, made_folder, require_free
+from veneer.training.output import clear_partials, clear_results, made_folder, require_free, run_name
 from veneer.training.run import Progress, run
 
 
@@ -65,13 +67,14 @@ def compare(
     """
     resumable = " or --resume to finish it" if any(folder.glob(f"*/{RESULTS_FILE}")) else ""
     require_free(folder, overwrite=overwrite or resume, advice=resumable)
-    find_model(configs[0].model, watcher.notify)  # before anything is deleted
+    for config in {config.method: config for config in configs}.values():
+        _require_fit(config, watcher)
     if overwrite and not resume:
         clear_results(folder)
     results = Results(machine=describe_machine(), versions=describe_versions(), notes=list(notes))
     with made_folder(folder):
         for number, config in enumerate(configs, start=1):
-            name = f"{config.method}-seed{config.seed}"
+            name = run_name(config.method, config.seed)
             record = _finished(folder / name, config) if resume else None
             if record is None:
                 watcher.run_started(config, number, len(configs))
@@ -80,6 +83,15 @@ def compare(
             results.records.append(replace(record, checkpoint=f"{name}/{record.checkpoint}"))
             write_results(folder, results)
     return results
+
+
+def _require_fit(config: RunConfig, watcher: Watcher) -> None:
+    """Raise what a run would raise for its model and method, before anything is deleted or trained."""
+    if find_method(config.method).targets is None:
+        find_model(config.model, watcher.notify)
+    else:
+        settings = {"method": config.method, "targets": config.targets, "r": config.r, "alpha": config.alpha}
+        describe_plan(config.model, **settings, notify=watcher.notify)  # type: ignore[arg-type]
 
 
 def _finished(folder: Path, config: RunConfig) -> RunRecord | None:

@@ -6,21 +6,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from veneer.errors import OutputExistsError
-from veneer.results import RESULTS_FILE
+from veneer.errors import ConfigError, OutputExistsError
+from veneer.results import RESULTS_FILE, RunRecord, read_results
 
 REPORT_FILE = "report.html"
 OWN_FOLDERS = ("adapter", "model")
 
 
 def require_free(folder: Path, *, overwrite: bool, advice: str = "") -> None:
-    """Raise an `OutputExistsError` if `folder` holds anything, unless it may be overwritten."""
+    """Raise an `OutputExistsError` if `folder` holds anything, unless it may be overwritten and that is Veneer's."""
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise OutputExistsError(f"{path} is a file; choose another path for the run folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        what = "already holds a run" if (folder / RESULTS_FILE).exists() else "is not empty"
+        what = "already holds a run" if _own_records(folder) else "is not empty"
         raise OutputExistsError(f"{folder} {what}; choose another --out, or pass --overwrite to replace it{advice}")
+    foreign = [name for name in (RESULTS_FILE, *OWN_FOLDERS) if (folder / name).exists()]
+    if foreign and not _own_records(folder):
+        listed = ", ".join(foreign)
+        raise OutputExistsError(f"{folder} holds {listed}, which no finished run wrote; choose another --out")
+
+
+def _own_records(folder: Path) -> list[RunRecord]:
+    """Return the records of a run folder, or none where its results file is absent or not Veneer's."""
+    try:
+        return read_results(folder).records
+    except ConfigError:
+        return []
 
 
 @contextmanager
@@ -60,15 +72,22 @@ def _partial_prefix(folder: Path) -> str:
 
 
 def clear_results(folder: Path) -> None:
-    """Delete what Veneer wrote to `folder`, and nothing else: results, report, weights and the runs below it."""
-    if not folder.is_dir():
-        return
-    for child in folder.iterdir():
-        is_run = child.is_dir() and (child / RESULTS_FILE).is_file()
-        if is_run or (child.is_dir() and child.name in OWN_FOLDERS and (folder / RESULTS_FILE).is_file()):
-            shutil.rmtree(child)
-    for name in (RESULTS_FILE, REPORT_FILE):
-        (folder / name).unlink(missing_ok=True)
+    """Delete what Veneer wrote to `folder`, by its own results file, and nothing else."""
+    for record in _own_records(folder):
+        if record.checkpoint in OWN_FOLDERS:
+            shutil.rmtree(folder / record.checkpoint, ignore_errors=True)
+        else:
+            clear_results(child := folder / run_name(record.method, record.seed))
+            if child.is_dir() and not any(child.iterdir()):
+                child.rmdir()
+    if _own_records(folder):
+        (folder / REPORT_FILE).unlink(missing_ok=True)
+        (folder / RESULTS_FILE).unlink()
+
+
+def run_name(method: str, seed: int) -> str:
+    """Return the name of one run's folder within a comparison."""
+    return f"{method}-seed{seed}"
 
 
 def move_results(source: Path, folder: Path) -> None:

@@ -69,6 +69,8 @@ class KeepBest(TrainerCallback):
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Score the validation rows and remember the scores; the Trainer only sees macro-F1."""
         logits, labels = prediction.predictions, prediction.label_ids
+        if isinstance(logits, tuple):  # encoder-decoders hand out their hidden states as well
+            logits = logits[0]
         self.latest = score(torch.as_tensor(logits).float(), torch.as_tensor(labels))
         return {"macro_f1": self.latest.macro_f1}
 

@@ -136,8 +136,14 @@ def read_card(folder: Path) -> TaskCard:
         known = {field.name for field in fields(TaskCard)}
         if set(value) != known or value["schema"] != CARD_SCHEMA:
             raise ConfigError(f"it must hold {', '.join(sorted(known))} with schema {CARD_SCHEMA}")
-        if not all(isinstance(label, str) for label in value["labels"]):
-            raise ConfigError(f"its labels must be names, but are {value['labels']!r}")
+        labels = value["labels"]
+        is_named = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+        if not is_named or len(set(labels)) < max(len(labels), 2):
+            raise ConfigError(f"its labels must be two names or more, all different, but are {labels!r}")
+        if not isinstance(value["max_tokens"], int) or value["max_tokens"] < 1:
+            raise ConfigError(f"its max_tokens must be a whole number of at least 1, but is {value['max_tokens']!r}")
+        if not isinstance(value["model"], str):
+            raise ConfigError(f"its model must be a name, but is {value['model']!r}")
         return TaskCard(**{**value, "labels": tuple(value["labels"])})
     except FileNotFoundError:
         reason = "it was not trained by `veneer train`; use veneer.load(model, path) in Python"
