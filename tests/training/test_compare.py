@@ -91,7 +91,8 @@ def without_processes(monkeypatch):
 
     def fake(config, folder, watcher, *, overwrite):
         done.append(folder.name)
-        resolved = {**config.resolved().to_json(), "base_model": config.model}
+        rows = module.rows_sha256(module.prepare_data(config))
+        resolved = {**config.resolved().to_json(), "base_model": config.model, "rows_sha256": rows}
         record = made_record(config.method, seed=config.seed, config=resolved, checkpoint="adapter")
         folder.mkdir(parents=True, exist_ok=True)
         write_results(folder, Results(machine={}, versions={}, records=[record]))
@@ -108,7 +109,6 @@ CHANGES = {
     "epochs": {"epochs": 7},
     "learning rate": {"learning_rate": 0.123},
     "precision": {"precision": "bfloat16"},
-    "data": {"data": "other.csv"},
     "targets": {"method": "lora-qv", "targets": ("query",)},
 }
 
@@ -127,6 +127,15 @@ def test_resume_does_again_whatever_was_run_with_other_settings(without_processe
     compare(given, tmp_path, Watcher())
     compare([replace(given[0], **CHANGES[change]), given[1]], tmp_path, Watcher(), resume=True)
     assert len(without_processes) == 3
+
+
+def test_resume_does_everything_again_on_other_rows(without_processes, tmp_path, monkeypatch):
+    compare(BOTH, tmp_path, Watcher())
+    changed = module.prepare_data(GIVEN)
+    changed = replace(changed, train=replace(changed.train, labels=changed.train.labels[::-1]))
+    monkeypatch.setattr(module, "prepare_data", lambda config, notify=None: changed)
+    compare(BOTH, tmp_path, Watcher(), resume=True)
+    assert without_processes == ["head-seed0", "head-seed1"] * 2
 
 
 def test_a_learning_rate_given_as_the_methods_own_is_the_same_setting(without_processes, tmp_path):

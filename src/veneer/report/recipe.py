@@ -34,6 +34,7 @@ SETTING_LABELS: Mapping[str, str] = {
     "max_eval_rows": "Score on at most, rows",
     "split_seed": "Seed of the split",
     "quick": "Quick run",
+    "rows_sha256": "Rows, sha256",
 }
 """Names for the reader, in the order of the report; other settings follow under their own name."""
 _ELSEWHERE = {"method"}

@@ -24,7 +24,7 @@ from veneer.training.config import RunConfig
 from veneer.training.inspection import describe_plan
 from veneer.training.machine import describe_machine, describe_versions
 from veneer.training.output import clear_partials, clear_results, made_folder, require_free, run_name
-from veneer.training.run import Progress, run
+from veneer.training.run import Progress, prepare_data, rows_sha256, run
 
 
 class Watcher(Protocol):
@@ -55,12 +55,12 @@ def compare(
     """Do all runs and return their results, which are also in `folder`.
 
     Args:
-        configs: the runs, in order; method and seed tell them apart.
+        configs: the runs, in order, all on the same rows; method and seed tell them apart.
         folder: where the results go.
         watcher: is told of everything.
         notes: what a reader must know, kept with the results.
         overwrite: whether earlier results in `folder` may be replaced.
-        resume: whether runs that are complete in `folder`, with the same configuration, are taken as they are.
+        resume: whether runs that are complete in `folder`, with the same configuration and rows, are kept.
 
     Raises:
         VeneerError: a run cannot be done. The runs that were finished before stay.
@@ -71,11 +71,12 @@ def compare(
         _require_fit(config, watcher)
     if overwrite and not resume:
         clear_results(folder)
+    digest = rows_sha256(prepare_data(configs[0], watcher.notify)) if resume else ""
     results = Results(machine=describe_machine(), versions=describe_versions(), notes=list(notes))
     with made_folder(folder):
         for number, config in enumerate(configs, start=1):
             name = run_name(config.method, config.seed)
-            record = _finished(folder / name, config) if resume else None
+            record = _finished(folder / name, config, digest) if resume else None
             if record is None:
                 watcher.run_started(config, number, len(configs))
                 record = _run_in_process(config, folder / name, watcher, overwrite=resume)
@@ -94,12 +95,12 @@ def _require_fit(config: RunConfig, watcher: Watcher) -> None:
         describe_plan(config.model, **settings, notify=watcher.notify)  # type: ignore[arg-type]
 
 
-def _finished(folder: Path, config: RunConfig) -> RunRecord | None:
-    """Return the record of a complete run with the same configuration, if `folder` holds one."""
+def _finished(folder: Path, config: RunConfig, digest: str) -> RunRecord | None:
+    """Return the record of a complete run with the same configuration and rows, if `folder` holds one."""
     if not (folder / RESULTS_FILE).is_file():
         return None
     [record] = read_results(folder).records
-    wanted = config.resolved().to_json()
+    wanted = {**config.resolved().to_json(), "rows_sha256": digest}
     return record if all(record.config.get(key) == value for key, value in wanted.items()) else None
 
 

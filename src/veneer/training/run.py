@@ -6,6 +6,8 @@
 The folder appears whole or not at all. The test rows are scored once, after the epoch was chosen on validation.
 """
 
+import hashlib
+import json
 import math
 import tempfile
 import time
@@ -129,6 +131,12 @@ def prepare_data(config: RunConfig, notify: Notify | None = None) -> Splits:
     return splits
 
 
+def rows_sha256(splits: Splits) -> str:
+    """Return a digest of every text and label, by which a resumed comparison knows that its data is still the same."""
+    rows = [part and [part.texts, part.pairs, part.labels] for part in (splits.train, splits.validation, splits.test)]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
 def run(
     config: RunConfig,
     folder: Path,
@@ -212,7 +220,7 @@ def _train_and_test(
         outcome=outcome,
         test=test,
         checkpoint=checkpoint,
-        split={name: len(rows) for name, rows in encoded.items()},
+        splits=splits,
     )
 
 
@@ -299,7 +307,7 @@ def _record(
     outcome: Outcome,
     test: Scores | None,
     checkpoint: Path,
-    split: dict[str, int],
+    splits: Splits,
 ) -> RunRecord:
     best = outcome.keep_best
     assert best.best is not None
@@ -323,8 +331,8 @@ def _record(
         collapsed=is_collapsed(test or best.best),
         train_curve=outcome.train_curve,
         validation_curve=best.history,
-        split=split,
-        config={**config.to_json(), "base_model": card.base_model},
+        split=sizes(splits),
+        config={**config.to_json(), "base_model": card.base_model, "rows_sha256": rows_sha256(splits)},
     )
 
 
@@ -340,5 +348,9 @@ def summary_line(record: RunRecord) -> str:
 
 def note_lines(splits: Splits) -> list[str]:
     """Return what the user should know of the data, a line each."""
-    sizes = {name: len(part) for name in ("train", "validation", "test") if (part := getattr(splits, name)) is not None}
-    return [", ".join(f"{name} {size:,}" for name, size in sizes.items()) + " rows", *splits.notes]
+    return [", ".join(f"{name} {size:,}" for name, size in sizes(splits).items()) + " rows", *splits.notes]
+
+
+def sizes(splits: Splits) -> dict[str, int]:
+    """Return the number of rows of each split there is."""
+    return {name: len(part) for name in ("train", "validation", "test") if (part := getattr(splits, name)) is not None}
