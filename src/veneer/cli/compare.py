@@ -56,10 +56,12 @@ def compare(
     from veneer.report.terminal import results_table
     from veneer.report.verdict import headline
     from veneer.training.compare import compare as run_all
+    from veneer.training.compare import require_startable
     from veneer.training.config import RunConfig
     from veneer.training.output import REPORT_FILE
     from veneer.training.run import note_lines, prepare_data
 
+    require_startable(out, overwrite=overwrite, resume=resume)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise ConfigError(f"--methods names no method; known: {', '.join(METHODS)}")

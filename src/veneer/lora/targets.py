@@ -73,8 +73,9 @@ class Plan:
         lines += [f"left out: {name} ({reason})" for name, reason in self.left_out]
         lines += [f"trained whole: {name}" for name in self.trained_modules]
         share = self.trainable_parameters / max(self.total_parameters, 1)
+        layers = "1 layer" if len(self.targets) == 1 else f"{len(self.targets)} layers"
         lines.append(
-            f"{len(self.targets)} layers at r={self.config.r}, scaling {self.config.factor:g}: "
+            f"{layers} at r={self.config.r}, scaling {self.config.factor:g}: "
             f"{self.lora_parameters:,} low-rank + {self.trained_parameters:,} other = "
             f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters trainable ({share:.3%})"
         )

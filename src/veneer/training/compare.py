@@ -65,8 +65,7 @@ def compare(
     Raises:
         VeneerError: a run cannot be done. The runs that were finished before stay.
     """
-    resumable = " or --resume to finish it" if any(folder.glob(f"*/{RESULTS_FILE}")) else ""
-    require_free(folder, overwrite=overwrite or resume, advice=resumable)
+    require_startable(folder, overwrite=overwrite, resume=resume)
     for config in {config.method: config for config in configs}.values():
         _require_fit(config, watcher)
     if overwrite and not resume:
@@ -84,6 +83,12 @@ def compare(
             results.records.append(replace(record, checkpoint=f"{name}/{record.checkpoint}"))
             write_results(folder, results)
     return results
+
+
+def require_startable(folder: Path, *, overwrite: bool, resume: bool) -> None:
+    """Raise an `OutputExistsError` if a comparison may not write to `folder`."""
+    resumable = " or --resume to finish it" if any(folder.glob(f"*/{RESULTS_FILE}")) else ""
+    require_free(folder, overwrite=overwrite or resume, advice=resumable)
 
 
 def _require_fit(config: RunConfig, watcher: Watcher) -> None:
