@@ -5,20 +5,14 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.cli.tiny import COLUMNS, SETTINGS, make_model, make_rows, worked, write_csv
+from tests.cli.tiny import COLUMNS, SETTINGS, make_model, make_rows, one_thread, worked, write_csv
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    """Matrices of 16 x 16 are not worth a second thread, here and in the processes of `compare`."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
+    with one_thread():
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

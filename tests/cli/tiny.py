@@ -5,10 +5,11 @@ import csv
 import io
 import random
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
@@ -37,6 +38,17 @@ class Ended:
     code: int
     out: str
     err: str
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Matrices of 16 x 16 are not worth a second thread, here and in the processes of `compare`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
 
 
 def veneer(*arguments: object) -> Ended:

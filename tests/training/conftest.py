@@ -1,19 +1,14 @@
 """The tiny model of the command's tests, for the parts under it."""
 
 import pytest
-import torch
 
-from tests.cli.tiny import make_model
+from tests.cli.tiny import make_model, one_thread
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
+    with one_thread():
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="package")

@@ -46,18 +46,16 @@ UNDERSTOOD_KEYS = frozenset(
         "use_rslora",
     }
 )
-INERT_KEYS = frozenset(
-    {
-        "auto_mapping",
-        "ensure_weight_tying",
-        "inference_mode",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-    }
-)
-"""Keys that do not change what an adapter computes as long as the NEUTRAL ones keep their values."""
+INERT: Mapping[str, Any] = {
+    "auto_mapping": None,
+    "ensure_weight_tying": False,
+    "inference_mode": True,
+    "megatron_core": "megatron.core",
+    "peft_version": LAYOUT_VERSION,
+    "qalora_group_size": 16,
+    "revision": None,
+}
+"""Settings that change nothing as long as the NEUTRAL ones keep their values, with what is written for them."""
 
 NEUTRAL: Mapping[str, Any] = {
     "alora_invocation_tokens": None,
@@ -107,21 +105,15 @@ def write_peft(adapter: AdapterState, folder: Path) -> None:
     config = adapter.config
     settings = {
         **NEUTRAL,
-        "auto_mapping": None,
+        **INERT,
         "base_model_name_or_path": adapter.base_model,
-        "ensure_weight_tying": False,
         "exclude_modules": _as_json(config.exclude) or None,
-        "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha,
         "lora_dropout": config.dropout,
-        "megatron_core": "megatron.core",
         "modules_to_save": list(adapter.trained_modules) or None,
         "peft_type": "LORA",
-        "peft_version": LAYOUT_VERSION,
-        "qalora_group_size": 16,
         "r": config.r,
-        "revision": None,
         "target_modules": _as_json(config.targets),
         "task_type": adapter.task_type,
         "use_rslora": config.scaling == "rslora",
@@ -212,7 +204,7 @@ def _setting_problems(settings: Mapping[str, Any]) -> list[str]:
     for key, value in sorted(settings.items()):
         if key in NEUTRAL and value != NEUTRAL[key] and value not in (None, False, [], {}):
             found.append(f"{key}={value!r} is not supported")
-        elif key not in NEUTRAL.keys() | UNDERSTOOD_KEYS | INERT_KEYS and value not in (None, False, [], {}):
+        elif key not in NEUTRAL.keys() | INERT.keys() | UNDERSTOOD_KEYS and value not in (None, False, [], {}):
             found.append(f"{key}={value!r} is unknown; it could change what the adapter computes")
     if not isinstance(settings.get("use_rslora", False), bool):
         found.append(f"use_rslora={settings['use_rslora']!r} must be true or false")

@@ -37,11 +37,8 @@ class Adaptation:
         return self.plan.config
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Suspended:
     """Stands in for the record while a context has taken the adapter out."""
-
-    record: Adaptation
 
 
 def adapt(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = ()) -> Plan:
@@ -189,7 +186,7 @@ def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _suspended(root: nn.Module, record: Adaptation) -> Iterator[None]:
     """Within the block the base layers stand where the adapted ones were, and no verb takes the model for adapted."""
     layers = adapted_layers(root)
-    setattr(root, ADAPTATION, Suspended(record=record))
+    setattr(root, ADAPTATION, Suspended())
     try:
         _replace(root, {name: layer.base for name, layer in layers.items()})
         yield
@@ -211,13 +208,18 @@ def _exchange(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Ten
         owner = module.get_submodule(path)
         if leaf in owner._parameters:
             present = owner.get_parameter(leaf)
-            parameter = nn.Parameter(_like(present, tensor), requires_grad=present.requires_grad)
-            owner._parameters[leaf] = tensor if isinstance(tensor, nn.Parameter) else parameter
+            owner._parameters[leaf] = _parameter_like(present, tensor)
             earlier[name] = present
         else:
             earlier[name] = owner.get_buffer(leaf)
             owner._buffers[leaf] = _like(earlier[name], tensor)
     return earlier
+
+
+def _parameter_like(present: nn.Parameter, tensor: Tensor) -> nn.Parameter:
+    if isinstance(tensor, nn.Parameter):
+        return tensor
+    return nn.Parameter(_like(present, tensor), requires_grad=present.requires_grad)
 
 
 def _like(present: Tensor, tensor: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from veneer.data.splits import Splits, sample
 from veneer.errors import ConfigError
 from veneer.methods.table import Counts, attach, find_method
 from veneer.results import Results, RunRecord, Scores, write_results
-from veneer.training.config import RunConfig, resolve_precision
+from veneer.training.config import RunConfig
 from veneer.training.encoding import Features, collator, encode, predict_logits
 from veneer.training.machine import describe_machine, describe_versions, peak_memory_bytes
 from veneer.training.models import Classifier, load_classifier, readable_tokens
@@ -205,7 +205,7 @@ def _train_and_test(
         if (part := getattr(splits, name)) is not None
     }
     outcome = _train(
-        config, classifier, encoded["train"], encoded["validation"], folder=folder, on_progress=on_progress
+        resolved, classifier, encoded["train"], encoded["validation"], folder=folder, on_progress=on_progress
     )
     test = None
     if "test" in encoded:
@@ -285,7 +285,7 @@ def _arguments(config: RunConfig, scratch: str, logging_steps: int) -> TrainingA
         lr_scheduler_type="linear",
         warmup_steps=config.warmup_ratio,
         weight_decay=config.weight_decay,
-        bf16=resolve_precision(config.precision) == "bfloat16",
+        bf16=config.precision == "bfloat16",
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch",
         save_strategy="no",
