@@ -14,9 +14,11 @@ remove(model)                  the original modules back, bit for bit
 from veneer.errors import VeneerError
 from veneer.formats.adapter import load, save
 from veneer.lora.config import LoraConfig
-from veneer.lora.inject import adapt, disabled, merge, merged, remove
-from veneer.lora.state import AdapterState, load_state, state
-from veneer.lora.targets import Plan, plan
+from veneer.lora.inject import adapt, disabled, merge, merged, remove, set_strength
+from veneer.lora.plan import Plan
+from veneer.lora.state import AdapterState
+from veneer.lora.targets import plan
+from veneer.lora.transfer import load_state, state, swap
 
 __version__ = "0.1.0"
 
@@ -34,5 +36,7 @@ __all__ = [
     "plan",
     "remove",
     "save",
+    "set_strength",
     "state",
+    "swap",
 ]

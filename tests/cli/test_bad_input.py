@@ -310,7 +310,7 @@ USING: dict[str, Case] = {
     ),
     "inspect a NaN adapter": (
         lambda s: ("inspect", s.changed(set_nan), "--json"),
-        ["layer.0.attention.self.query", "NaN", "train it again"],
+        ["layer.0.attention.self.query", "NaN"],
     ),
     "evaluate a truncated model": (
         lambda s: s.scoring(s.truncated("full", "model/model.safetensors")),
@@ -389,9 +389,9 @@ USING: dict[str, Case] = {
         ["no is no folder", "make it or choose another --out"],
     ),
     "inspect nothing": (lambda s: ("inspect",), ["either an adapter folder", "--model NAME"]),
-    "inspect both an adapter and a model": (
-        lambda s: ("inspect", s.trained("head"), "--model", s.model),
-        ["either an adapter folder", "--model NAME"],
+    "inspect a target in an adapter": (
+        lambda s: ("inspect", s.trained("head"), "--model", s.model, "--target", "query"),
+        ["--target", "for a model alone", "leave them out"],
     ),
     "inspect a target that matches nothing": (
         lambda s: ("inspect", "--model", s.model, "--target", "quary"),

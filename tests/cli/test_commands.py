@@ -8,9 +8,22 @@ import warnings
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from tests.cli.tiny import COLUMNS, KEYWORDS, METHODS, SETTINGS, contents, make_rows, make_tokenizer, worked, write_csv
+from tests.cli.tiny import (
+    COLUMNS,
+    KEYWORDS,
+    METHODS,
+    SETTINGS,
+    contents,
+    make_rows,
+    make_tokenizer,
+    veneer,
+    worked,
+    write_csv,
+)
+from veneer.formats.adapter import read_adapter
 from veneer.methods.table import find_method
 from veneer.training.saved import load_trained
 
@@ -327,6 +340,81 @@ def test_inspect_shows_what_is_in_an_adapter(trained, method):
     assert all(name in text for name in [*LABELS, *(layer["name"] for layer in shown["layers"])])
 
 
+def test_inspect_measures_each_layer_and_puts_the_summary_first(trained):
+    run = trained("lora-qv")
+    layers = json.loads(worked("inspect", run, "--json").out)["layers"]
+    state = read_adapter(run / "adapter")
+    for layer in layers:
+        values = torch.linalg.svdvals(state.delta(layer["name"]).double())[: layer["r"]]
+        shares = values / values.sum()
+        assert layer["kind"] == "linear"
+        assert layer["scaling"] == 2
+        assert layer["delta_norm"] == pytest.approx(float(values.norm()), rel=1e-5)
+        assert layer["effective_rank"] == pytest.approx(float((-(shares * shares.log()).sum()).exp()), rel=1e-4)
+        assert "relative_norm" not in layer
+    lines = worked("inspect", run).out.splitlines()
+    [summary] = [number for number, line in enumerate(lines) if f"{len(layers)} layers, " in line]
+    assert summary < min(number for number, line in enumerate(lines) if line.startswith(layers[0]["name"]))
+
+
+def test_inspect_compares_an_adapter_with_its_base(trained, tiny, tmp_path):
+    run = trained("lora-qv")
+    shown = json.loads(worked("inspect", run, "--model", tiny, "--json").out)
+    assert shown["base"] == {"model": str(tiny), "fits": True}
+    weights = load_file(tiny / "model.safetensors")
+    state = read_adapter(run / "adapter")
+    for layer in shown["layers"]:
+        weight = weights[f"{layer['name'].removeprefix('bert.')}.weight"].double()
+        delta = state.delta(layer["name"]).double()
+        assert layer["relative_norm"] == pytest.approx(float(delta.norm() / weight.norm()), rel=1e-5)
+        known, changed = (torch.linalg.svd(matrix).U for matrix in (weight, weight + delta))
+        new = ((changed[:, :10].T @ known).abs().amax(dim=1) < 0.5).sum()
+        assert layer["intruders"] == int(new)
+    assert f"{tiny} has the weights that the adapter was trained on" in worked("inspect", run, "--model", tiny).out
+
+
+def test_inspect_says_that_a_base_has_other_weights(trained, tiny, tmp_path):
+    other = shutil.copytree(tiny, tmp_path / "other")
+    weights = {name: tensor + 0.01 for name, tensor in load_file(tiny / "model.safetensors").items()}
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    run = trained("lora-qv")
+    assert json.loads(worked("inspect", run, "--model", other, "--json").out)["base"]["fits"] is False
+    assert f"{other} has other weights" in worked("inspect", run, "--model", other).out
+    shown = json.loads(worked("inspect", trained("head"), "--model", other, "--json").out)
+    assert shown["base"]["fits"] is None
+    assert shown["layers"] == []
+
+
+def test_inspect_reads_other_formats_and_a_pickle_only_when_its_format_is_named(tmp_path):
+    A, B = torch.randn(3, 7), torch.randn(5, 3)
+    file = tmp_path / "file.safetensors"
+    save_file({"unet.x.to_q.lora_A.weight": A, "unet.x.to_q.lora_B.weight": B}, file)
+    shown = json.loads(worked("inspect", file, "--json").out)
+    assert shown["format"] == "diffusers"
+    [layer] = shown["layers"]
+    assert (layer["name"], layer["r"], layer["in"], layer["out"]) == ("x.to_q", 3, 7, 5)
+    assert layer["delta_norm"] == pytest.approx(float((B @ A).norm()), rel=1e-5)
+    pickle = tmp_path / "file.pt"
+    torch.save({"x.lora_A": A, "x.lora_B": B}, pickle)
+    refused = veneer("inspect", pickle, "--alpha", 6)
+    assert refused.code == 2
+    assert "is a pickle" in refused.err
+    [layer] = json.loads(worked("inspect", pickle, "--alpha", 6, "--from", "loralib", "--json").out)["layers"]
+    assert layer["delta_norm"] == pytest.approx(float(2 * (B @ A).norm()), rel=1e-5)
+
+
+def test_inspect_finds_the_names_of_a_kohya_file_in_the_model(tiny, tmp_path):
+    flat, A, B = "lora_te_encoder_layer_1_output_dense", torch.randn(3, 24), torch.randn(16, 3)
+    file = tmp_path / "file.safetensors"
+    save_file({f"{flat}.lora_down.weight": A, f"{flat}.lora_up.weight": B}, file)
+    shown = json.loads(worked("inspect", file, "--model", tiny, "--json").out)
+    [layer] = shown["layers"]
+    weight = load_file(tiny / "model.safetensors")["encoder.layer.1.output.dense.weight"]
+    assert layer["name"] == "encoder.layer.1.output.dense"
+    assert layer["relative_norm"] == pytest.approx(float((B @ A).norm() / weight.norm()), rel=1e-5)
+    assert shown["base"]["fits"] is None
+
+
 @pytest.mark.parametrize("method", ["head", "lora-qv", "lora-all"])
 def test_inspect_shows_what_would_be_adapted_without_the_weights(trained, tiny, tmp_path, method):
     bare = shutil.copytree(tiny, tmp_path / "bare")
@@ -350,7 +438,9 @@ def test_json_is_all_that_stands_on_standard_output(trained, tables):
 
 def test_help_names_every_command_and_option():
     text = worked("--help").out
-    assert all(command in text for command in ("compare", "train", "evaluate", "predict", "inspect"))
+    assert all(
+        command in text for command in ("compare", "train", "evaluate", "predict", "inspect", "convert", "merge")
+    )
     options = ("--model", "--data", "--text", "--label", "--text-pair", "--method", "--epochs", "--seed", "--out")
     assert all(option in worked("train", "--help").out for option in options)
 

@@ -1,4 +1,4 @@
-"""`veneer inspect`: what is in an adapter folder, or what a method would adapt in a model."""
+"""`veneer inspect`: what is in an adapter, alone or beside its base; or what a method would adapt in a model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,28 +11,57 @@ from veneer.errors import ConfigError
 
 
 def inspect(
-    adapter: Annotated[Path | None, typer.Argument(help="An adapter folder or a run folder that holds one.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="A model, to see what would be adapted in it.")] = None,
-    method: Annotated[str, typer.Option(help="head, lora-qv or lora-all.")] = "lora-all",
-    target: Annotated[list[str] | None, typer.Option(help="Layer to adapt, by name; repeat for more.")] = None,
-    r: options.Rank = 8,
-    alpha: options.Alpha = 16.0,
+    adapter: Annotated[
+        Path | None, typer.Argument(help="An adapter's folder or file, or a run folder that holds one.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="A model: with ADAPTER, its base; alone, to see what would be adapted in it."),
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="For a model alone: head, lora-qv or lora-all.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="For a model alone: layer to adapt, by name; repeat for more.")
+    ] = None,
+    from_format: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Format of ADAPTER: peft, adapter-hub, kohya, loralib or diffusers; opens pickles."
+        ),
+    ] = None,
+    component: Annotated[
+        str | None, typer.Option(help="Of a file for several models: which; see veneer convert.")
+    ] = None,
+    r: Annotated[int | None, typer.Option(help="Rank, for a model alone (8) or a loralib file.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Scaling is alpha / r; as --r (16).")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show what an adapter holds, or what would be adapted in a model."""
+    """Show what an adapter holds and does to its base, or what would be adapted in a model."""
+    from veneer.formats.convert import ReadOptions
     from veneer.training.inspection import AdapterDescription, PlanDescription, describe_adapter, describe_plan
 
-    if (adapter is None) == (model is None):
-        raise ConfigError(
-            "give either an adapter folder (veneer inspect ADAPTER) or a model (veneer inspect --model NAME)"
-        )
     description: AdapterDescription | PlanDescription
     if adapter is not None:
-        description = describe_adapter(adapter)
+        if method is not None or target:
+            raise ConfigError(
+                "--method and --target are for a model alone (veneer inspect --model NAME); leave them out"
+            )
+        given = ReadOptions(alpha=alpha, r=r, component=component, pickles=from_format is not None)
+        description = describe_adapter(adapter, file_format=from_format, options=given, model=model, notify=note)
+    elif model is not None:
+        if from_format is not None or component is not None:
+            raise ConfigError("--from and --component are for an adapter (veneer inspect ADAPTER); leave them out")
+        description = describe_plan(
+            model,
+            method=method or "lora-all",
+            targets=tuple(target) if target else None,
+            r=8 if r is None else r,
+            alpha=16.0 if alpha is None else alpha,
+            notify=note,
+        )
     else:
-        assert model is not None
-        targets = tuple(target) if target else None
-        description = describe_plan(model, method=method, targets=targets, r=r, alpha=alpha, notify=note)
+        raise ConfigError(
+            "give either an adapter folder (veneer inspect ADAPTER) or a model (veneer inspect --model NAME), or both"
+        )
     if as_json:
         print_json(description.to_json())
     else:

@@ -5,9 +5,12 @@ from pathlib import Path
 
 from torch import nn
 
-from veneer.formats.peft import read_peft, write_peft
-from veneer.lora.state import AdapterState, load_state, state
-from veneer.lora.targets import Plan
+from veneer.errors import AdapterFormatError
+from veneer.formats.convert import FORMATS, read_any, sniff
+from veneer.formats.peft import write_peft
+from veneer.lora.plan import Plan
+from veneer.lora.state import AdapterState
+from veneer.lora.transfer import load_state, state
 
 
 def save(
@@ -23,26 +26,37 @@ def save(
 
     Raises:
         AdapterStateError: the model is not adapted.
+        AdapterFormatError: the adapter holds what PEFT's format cannot. Nothing is written.
     """
     write_peft(state(model, base_model=base_model, task_type=task_type), Path(path))
 
 
-def load(model: nn.Module, path: str | PathLike[str], *, trainable: bool = False) -> Plan:
+def load(model: nn.Module, path: str | PathLike[str], *, trainable: bool = False, any_base: bool = False) -> Plan:
     """Adapt the plain `model` with the adapter at `path`, whole or not at all; return the plan carried out.
 
     Args:
         model: the base model, not adapted yet.
-        path: a PEFT folder.
+        path: a PEFT folder, or an AdapterHub folder.
         trainable: whether the adapter may be trained on; otherwise everything is frozen.
+        any_base: load also onto a base with other weights than the adapter was trained on.
 
     Raises:
-        AdapterFormatError: the file is broken or asks for what is not supported.
-        AdapterMismatchError: it does not fit this model. The model is as it was.
+        AdapterFormatError: the files are broken, ask for what is not supported, or have to be converted first.
+        AdapterMismatchError: the adapter does not fit, or was trained on other weights. The model is as it was.
         AdapterStateError: the model is adapted already.
     """
-    return load_state(model, read_adapter(Path(path)), trainable=trainable)
+    return load_state(model, read_adapter(Path(path)), trainable=trainable, any_base=any_base)
 
 
 def read_adapter(path: Path) -> AdapterState:
-    """Read an adapter in any format that is known; see `formats/peft.py` for the errors."""
-    return read_peft(path)
+    """Read a PEFT folder, or an AdapterHub folder. Nothing is unpickled.
+
+    Raises:
+        AdapterFormatError: it is neither, is broken, or asks for what is not supported. Of a format that needs to be
+            converted first, the command to type is named.
+    """
+    found = sniff(path)
+    if path.is_dir():
+        return read_any(path, file_format=found)
+    command = f"veneer convert {path} OUTPUT{FORMATS[found].needs}"
+    raise AdapterFormatError(f"{path} is a file in the format {found}, which may not say all; type `{command}` first")

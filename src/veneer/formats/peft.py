@@ -1,126 +1,62 @@
 """PEFT's adapter folder, read and written.
 
-    <folder>/adapter_config.json        the settings
-    <folder>/adapter_model.safetensors  base_model.model.<module>.lora_A.weight (r, in), .lora_B.weight (out, r),
-                                        base_model.model.<parameter> for modules trained whole
+    <folder>/adapter_config.json        the settings; see `peft_settings.py`
+    <folder>/adapter_model.safetensors  A and B of each layer; see `peft_keys.py` and `peft_layers.py`; and
+        <embedding>.token_adapter.trainable_tokens_delta    rows that replace the base's, for all their name
+        <module>.base_layer.bias, <module>.bias             trained biases, of adapted modules and of others
+        <module>.base_layer.weight, <embedding>.weight      copies of the base's weights, not trained
+        <parameter>                                         of modules trained whole
 
 Reading is strict: every tensor is understood or the folder is refused, and so is every setting that would change the
-maths and is not supported; all problems are named together. Nothing is unpickled: `adapter_model.bin` is not read.
+maths and is not supported. The tensors decide what is adapted, the settings its ranks and scalings. Nothing is
+unpickled: `adapter_model.bin` is not read. What PEFT cannot hold is refused in writing.
+
+Written are two notes more, as metadata of the tensor file, that PEFT passes over: what the base was, and which slices
+of fused projections are adapted; to PEFT such a projection is one layer of the slices' ranks together.
 
 Source: the files peft 0.21.2 writes.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
+import torch
 from torch import Tensor
 
 from veneer.errors import AdapterFormatError, ConfigError, gathered
-from veneer.files import write_bytes, write_text
+from veneer.files import write_text
+from veneer.formats.peft_keys import (
+    IN_PROJ,
+    KEY_PREFIX,
+    OUT_PROJ,
+    TOKEN_ROWS,
+    WRAPPED,
+    Layer,
+    injection_order,
+    named_layers,
+    plain,
+    sorted_tensors,
+    wrapped,
+)
+from veneer.formats.peft_layers import from_peft, is_sliced, one_slice, paired, slices_of, to_peft
+from veneer.formats.peft_settings import AUTOMATIC_HEADS, declared_config, read_settings, settings_text
+from veneer.formats.tensors import DIGEST, read_tensors, write_tensors
 from veneer.lora.config import LoraConfig
-from veneer.lora.state import AdapterState, LowRank
+from veneer.lora.selectors import Selector
+from veneer.lora.state import AdapterState, LowRank, TokenRows, fitted
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
-LAYOUT_VERSION = "0.21.2"
-KEY_PREFIX = "base_model.model."
-WRAPPER_PARTS = ("_orig_mod.", "_fsdp_wrapped_module.")
-"""What torch.compile and FSDP put into module names; not part of the model's own names."""
+BASE_NOTE, FUSED_NOTE = "veneer_base", "veneer_fused"
 
-UNDERSTOOD_KEYS = frozenset(
-    {
-        "base_model_name_or_path",
-        "exclude_modules",
-        "init_lora_weights",
-        "lora_alpha",
-        "lora_dropout",
-        "modules_to_save",
-        "peft_type",
-        "r",
-        "target_modules",
-        "task_type",
-        "use_rslora",
-    }
-)
-INERT: Mapping[str, Any] = {
-    "auto_mapping": None,
-    "ensure_weight_tying": False,
-    "inference_mode": True,
-    "megatron_core": "megatron.core",
-    "peft_version": LAYOUT_VERSION,
-    "qalora_group_size": 16,
-    "revision": None,
-}
-"""Settings that change nothing as long as the NEUTRAL ones keep their values, with what is written for them."""
-
-NEUTRAL: Mapping[str, Any] = {
-    "alora_invocation_tokens": None,
-    "alpha_pattern": {},
-    "arrow_config": None,
-    "bias": "none",
-    "corda_config": None,
-    "eva_config": None,
-    "fan_in_fan_out": False,
-    "kasa_config": None,
-    "layer_replication": None,
-    "layers_pattern": None,
-    "layers_to_transform": None,
-    "loftq_config": {},
-    "lora_bias": False,
-    "lora_ga_config": None,
-    "megatron_config": None,
-    "monteclora_config": None,
-    "rank_pattern": {},
-    "target_parameters": None,
-    "trainable_token_indices": None,
-    "use_bdlora": None,
-    "use_dora": False,
-    "use_qalora": False,
-    "velora_config": None,
-}
-"""Settings that are not supported, at the values that switch them off."""
-
-BASE_KEEPING_INITS = (True, False, "gaussian", "orthogonal", "eva")
-"""Values of `init_lora_weights` that leave the base weights alone; the others need a changed base model."""
-
-AUTOMATIC_HEADS = frozenset({"classifier", "score"})
-"""Names PEFT adds to `modules_to_save` for classification tasks whether or not the model has them."""
-
-
-def write_peft(adapter: AdapterState, folder: Path) -> None:
-    """Write `adapter` as a PEFT folder, replacing the two files if they are there. Same state, same bytes.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    tensors = {f"{KEY_PREFIX}{name}": tensor for name, tensor in adapter.trained.items()}
-    for name, (A, B) in adapter.updates.items():
-        tensors[f"{KEY_PREFIX}{name}.lora_A.weight"] = A
-        tensors[f"{KEY_PREFIX}{name}.lora_B.weight"] = B
-    contiguous = {name: tensors[name].contiguous() for name in sorted(tensors)}
-    config = adapter.config
-    settings = {
-        **NEUTRAL,
-        **INERT,
-        "base_model_name_or_path": adapter.base_model,
-        "exclude_modules": _as_json(config.exclude) or None,
-        "init_lora_weights": True,
-        "lora_alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha,
-        "lora_dropout": config.dropout,
-        "modules_to_save": list(adapter.trained_modules) or None,
-        "peft_type": "LORA",
-        "r": config.r,
-        "target_modules": _as_json(config.targets),
-        "task_type": adapter.task_type,
-        "use_rslora": config.scaling == "rslora",
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / TENSOR_FILE, safetensors.torch.save(contiguous, metadata={"format": "pt"}))
-    write_text(folder / CONFIG_FILE, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+EMBEDDINGS = frozenset({"embed_in", "embed_out", "embed_tokens", "lm_head", "shared", "word_embeddings", "wte"})
+"""Names of embeddings, whose weight PEFT copies into the file where their size was changed."""
+STACKS_SINCE = (0, 19)
+"""The release of PEFT since which stacked experts are read as (experts, out, in)."""
 
 
 def read_peft(folder: Path) -> AdapterState:
@@ -129,144 +65,324 @@ def read_peft(folder: Path) -> AdapterState:
     Raises:
         AdapterFormatError: the folder is not one, is broken, or asks for what is not supported; all is named.
     """
-    settings = _read_config(folder)
-    if problems := _setting_problems(settings):
-        raise AdapterFormatError(gathered(f"{folder / CONFIG_FILE} cannot be used:", problems))
-    updates, trained = _sorted_tensors(folder / TENSOR_FILE)
-    modules = _trained_modules(settings.get("modules_to_save") or [], trained, folder)
-    targets = settings.get("target_modules")
-    if targets is None or settings.get("exclude_modules"):  # PEFT's exclude has rules of its own; the tensors decide
-        targets = list(updates)
+    if not folder.is_dir():
+        raise AdapterFormatError(f"no adapter folder at {folder}: give the folder that holds {CONFIG_FILE}")
+    if not (folder / CONFIG_FILE).is_file():
+        raise AdapterFormatError(f"{folder} is not an adapter: it holds no {CONFIG_FILE}")
+    settings = read_settings(folder / CONFIG_FILE)
+    if not (folder / TENSOR_FILE).is_file():
+        pickled = "adapter_model.bin is a pickle, which can run code; `veneer convert` makes it safetensors"
+        reason = pickled if (folder / "adapter_model.bin").is_file() else "missing"
+        raise AdapterFormatError(f"{folder / TENSOR_FILE}: {reason}")
+    tensors, metadata = read_tensors(folder / TENSOR_FILE)
+    return state_from(settings, tensors, metadata, folder)
+
+
+def state_from(
+    settings: Mapping[str, Any], tensors: Mapping[str, Tensor], metadata: Mapping[str, str], folder: Path
+) -> AdapterState:
+    """Return the adapter that a folder's settings and tensors describe.
+
+    Args:
+        settings: as `read_settings` returns them.
+        tensors: by the keys of the tensor file, wherever they were read from.
+        metadata: of the tensor file.
+        folder: where they come from, for messages.
+
+    Raises:
+        AdapterFormatError: they do not belong together, or ask for what is not supported; all is named.
+    """
+    declared = declared_config(settings, folder / CONFIG_FILE)
+    found = sorted_tensors(tensors)
+    _refuse(folder / TENSOR_FILE, found.problems)
+    layers, problems = named_layers(found.layers, settings, declared, ordered=DIGEST in metadata)
+    updates, factors = _updates(layers, declared, problems)
+    if any(update.kind == "parameter" and update.A.ndim == 3 for update in updates.values()):
+        problems += _release_problems(settings.get("peft_version") or "none")
+    rows = _token_rows(found.rows, settings.get("trainable_token_indices") or {}, problems)
+    trained, copies = _others(found.others, settings, updates, problems)
+    modules = _trained_modules(settings, trained, problems)
+    _refuse(folder, problems)
     try:
-        config = LoraConfig(
-            r=settings["r"],
-            alpha=settings["lora_alpha"],
-            dropout=settings.get("lora_dropout", 0.0),
-            targets=_sorted_selector(targets),
-            scaling="rslora" if settings.get("use_rslora") else "lora",
-        )
-    except ConfigError as error:
-        raise AdapterFormatError(f"{folder / CONFIG_FILE} cannot be used: {error}") from None
+        config = _config(settings, declared, updates, factors, _fused(metadata, updates))
+        config = replace(config, token_rows={name: entry.ids.tolist() for name, entry in rows.items()})
+        fingerprint = _note(metadata, BASE_NOTE)
+    except (ConfigError, ValueError, RecursionError) as error:
+        raise AdapterFormatError(f"{folder} cannot be used: {error}") from None
     return AdapterState(
         config=config,
         updates=updates,
         trained=trained,
         trained_modules=modules,
+        token_rows=rows,
+        base_copies=copies,
         base_model=settings.get("base_model_name_or_path"),
         task_type=settings.get("task_type"),
+        fingerprint={str(key): str(value) for key, value in fingerprint.items()},
     )
 
 
-def _as_json(selector: object) -> object:
-    return list(selector) if isinstance(selector, tuple) else selector
+def write_peft(state: AdapterState, folder: Path) -> None:
+    """Write an adapter as a PEFT folder, replacing the two files if they are there. Same state, same bytes.
+
+    Raises:
+        AdapterFormatError: the adapter holds what PEFT's format cannot; all is named. Nothing is written.
+        OSError: the folder cannot be written.
+    """
+    if problems := _unwritable(state):
+        raise AdapterFormatError(gathered("PEFT's format cannot hold this adapter:", problems))
+    layers, owned = _file_layers(state)
+    depths = {name: 1 for name, *_ in layers} | {module: len(leaves) for module, leaves in owned.items()}
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    factors: dict[str, float] = {}
+    for name, declared, update, factor in layers:
+        parts, ranks[declared] = to_peft(update)
+        factors[declared] = factor
+        tensors |= {f"{wrapped(name, depths)}.{part}": tensor for part, tensor in parts.items()}
+    for module, leaves in owned.items():
+        for position, leaf in enumerate(leaves):
+            name, levels = f"{module}.{leaf}", f".{WRAPPED}" * (len(leaves) - 1 - position)
+            parts, ranks[name] = to_peft(state.updates[name])
+            factors[name] = state.factor(name)
+            tensors |= {f"{wrapped(module, depths)}{levels}.{part}": tensor for part, tensor in parts.items()}
+    plain_tensors = {**state.trained, **state.base_copies}
+    tensors |= {wrapped(name, depths): tensor for name, tensor in plain_tensors.items()}
+    tensors |= {f"{wrapped(name, depths)}{TOKEN_ROWS}": entry.rows for name, entry in state.token_rows.items()}
+    targets, exclude = _targets(state, [declared for _, declared, *_ in layers])
+    text = settings_text(
+        state,
+        fitted(state.config, ranks, factors),
+        targets=targets,
+        exclude=exclude,
+        parameters=[f"{module}.{leaf}" for module, leaves in owned.items() for leaf in leaves],
+    )
+    notes = {BASE_NOTE: dict(state.fingerprint), FUSED_NOTE: {k: list(v) for k, v in state.config.fused.items()}}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(
+        folder / TENSOR_FILE,
+        {f"{KEY_PREFIX}{name}": tensor for name, tensor in tensors.items()},
+        {key: json.dumps(note, sort_keys=True) for key, note in notes.items() if note},
+    )
+    write_text(folder / CONFIG_FILE, text)
 
 
-def _sorted_selector(selector: str | list[str]) -> str | tuple[str, ...]:
-    return selector if isinstance(selector, str) else tuple(sorted(selector))
+def _refuse(path: Path, problems: list[str]) -> None:
+    if problems:
+        raise AdapterFormatError(gathered(f"{path} cannot be used:", sorted(problems)))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Return the settings of a folder that has both files, or say what it is instead."""
-    if not folder.is_dir():
-        raise AdapterFormatError(f"no adapter folder at {folder}: give the folder that holds {CONFIG_FILE}")
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise AdapterFormatError(f"{folder} is not an adapter: it holds no {CONFIG_FILE}")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
-    except (ValueError, RecursionError) as error:
-        raise AdapterFormatError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(settings, dict) or "peft_type" not in settings:
-        raise AdapterFormatError(f"{path} is not PEFT's: it has no 'peft_type'; only PEFT's LoRA folders can be read")
-    if not (folder / TENSOR_FILE).is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
-        reason = (
-            "adapter_model.bin is a pickle, which can run code; save it again as safetensors" if pickled else "missing"
-        )
-        raise AdapterFormatError(f"{folder / TENSOR_FILE}: {reason}")
-    return settings
+def _updates(
+    layers: Iterable[Layer], declared: LoraConfig, problems: list[str]
+) -> tuple[dict[str, LowRank], dict[str, float]]:
+    """Return the update and the scaling of each layer by name; what does not fit is added to `problems`."""
+    updates, factors = {}, {}
+    for layer in layers:
+        prefix = "embedding_" if layer.kind == "embedding" else ""
+        A, B, magnitude = layer.parts[f"{prefix}A"], layer.parts[f"{prefix}B"], layer.parts.get("magnitude")
+        if (magnitude is None) == (declared.variant == "dora"):
+            problems.append(
+                f"{layer.name}: use_dora={declared.variant == 'dora'}, but lora_magnitude_vector is "
+                f"{'missing' if magnitude is None else 'there'}"
+            )
+        try:
+            r = declared.rank_of(layer.declared)
+            updates[layer.name] = from_peft(layer.kind, A, B, magnitude, r)
+            factors[layer.name] = declared.factor_of(layer.declared)
+        except AdapterFormatError as error:
+            problems.append(f"{layer.name}: {error}")
+    return updates, factors
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a key stands twice")
-    return dict(pairs)
+def _release_problems(version: str) -> list[str]:
+    release = tuple(int(number) for number in re.findall(r"\d{1,9}", version)[:2])
+    if release >= STACKS_SINCE:
+        return []
+    since = ".".join(str(number) for number in STACKS_SINCE)
+    return [f"peft_version is {version!r}: before {since} stacked experts were laid out otherwise; train or save anew"]
 
 
-def _setting_problems(settings: Mapping[str, Any]) -> list[str]:
-    """Return a line for each setting that is absent, unknown or would change what the adapter computes."""
+def _token_rows(
+    found: Mapping[str, Tensor], wanted: list[int] | Mapping[str, list[int]], problems: list[str]
+) -> dict[str, TokenRows]:
+    """Return the trained rows by embedding; a list of ids is for whichever embedding has rows."""
+    rows = {}
+    by_name = wanted if isinstance(wanted, Mapping) else dict.fromkeys(found, wanted)
+    for name, tensor in sorted(found.items()):
+        ids = next((ids for key, ids in by_name.items() if name.endswith(key)), None)  # PEFT's rule: at no boundary
+        if not isinstance(ids, list) or not all(type(number) is int and 0 <= number < 2**63 for number in ids):
+            problems.append(f"{name}: trainable_token_indices gives {ids!r} for it; it must be a list of token ids")
+        elif tensor.ndim != 2 or tensor.shape[0] != len(ids) or not tensor.is_floating_point():
+            problems.append(f"{name}: {len(ids)} token ids, but rows of shape {tuple(tensor.shape)}, {tensor.dtype}")
+        else:
+            rows[name] = TokenRows(torch.tensor(ids), tensor)
+    present = [ids for key, ids in by_name.items() if any(name.endswith(key) for name in found)]
+    problems += [  # of tied embeddings with the same ids only one is saved
+        f"trainable_token_indices names {key!r}, but no rows of it are there"
+        for key, ids in by_name.items()
+        if ids not in present
+    ]
+    if wanted and not found and not isinstance(wanted, Mapping):
+        problems.append("trainable_token_indices is set, but no rows are there")
+    return rows
+
+
+def _others(
+    found: Mapping[str, Tensor], settings: Mapping[str, Any], updates: Mapping[str, LowRank], problems: list[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what was trained, and the copies of the base's weights, by the plain model's names."""
+    listed = tuple(settings.get("modules_to_save") or [])
+    trained: dict[str, Tensor] = {}
+    copies: dict[str, Tensor] = {}
+    for key, tensor in sorted(found.items()):
+        if settings.get("bias") == "all" and _is_second_copy(key, tensor, found):
+            continue
+        name = plain(key)
+        is_copy = key.endswith(f".{WRAPPED}.weight") or _is_embedding(name)
+        into = copies if is_copy and _home(name, listed) is None else trained
+        if name in into:
+            problems.append(f"{name} is there twice")
+        into[name] = tensor
+    return trained, copies
+
+
+def _is_second_copy(key: str, tensor: Tensor, found: Mapping[str, Tensor]) -> bool:
+    """Return whether this is what PEFT adds for bias="all": of modules trained whole the base's own, and one again."""
+    if ".original_module." in key:
+        return True
+    again = found.get(key.replace(".modules_to_save.", "."))
+    return ".modules_to_save." in key and again is not None and torch.equal(again, tensor)
+
+
+def _is_embedding(name: str) -> bool:
+    return name.endswith(".weight") and name.split(".")[-2] in EMBEDDINGS
+
+
+def _home(name: str, listed: tuple[str, ...]) -> str | None:
+    """Return the module in `modules_to_save` that a tensor belongs to."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[:end]) for end in range(1, len(parts)))
+    return next((p for p in prefixes if p.endswith(listed)), None)  # PEFT's rule: at no boundary
+
+
+def _trained_modules(
+    settings: Mapping[str, Any], trained: Mapping[str, Tensor], problems: list[str]
+) -> tuple[str, ...]:
+    """Return the full names of the modules that were trained whole; what is trained besides may be a bias."""
+    listed = tuple(settings.get("modules_to_save") or [])
+    biases = settings.get("bias") or "none"
+    modules = set()
+    for name in trained:
+        home = _home(name, listed)
+        if home is not None:
+            modules.add(home)
+        elif biases == "none" or not name.rpartition(".")[2].endswith("bias"):
+            problems.append(f"{name} belongs to no module in modules_to_save={list(listed)!r}, with bias={biases!r}")
+    missing = [m for m in listed if not any(home.endswith(m) for home in modules)]
+    automatic = AUTOMATIC_HEADS if any(home.endswith(tuple(AUTOMATIC_HEADS)) for home in modules) else frozenset()
+    problems += [f"modules_to_save names {m!r}, but no tensor of it is there" for m in missing if m not in automatic]
+    return tuple(sorted(modules))
+
+
+def _config(
+    settings: Mapping[str, Any],
+    declared: LoraConfig,
+    updates: Mapping[str, LowRank],
+    factors: Mapping[str, float],
+    fused: Mapping[str, tuple[bool, ...]],
+) -> LoraConfig:
+    """Return the config of the adapter: the listed targets where they say it all, otherwise each layer's name."""
+    single = {name: one_slice(update, slices_of(name, fused)) for name, update in updates.items()}
+    config = fitted(declared, {name: update.rank for name, update in single.items()}, factors)
+    modules = [name for name, update in updates.items() if update.kind != "parameter"]
+    listed = settings.get("target_modules")
+    resolved = bool(config.rank_pattern or config.alpha_pattern)
+    own_rules = settings.get("exclude_modules") or settings.get("layers_to_transform") is not None  # PEFT's, not ours
+    if isinstance(listed, list) and not resolved and not own_rules and all(map(Selector(listed), modules)):
+        targets = sorted(listed)
+    else:
+        targets = modules
+    return replace(
+        config,
+        targets=targets,
+        parameters=[name for name, update in updates.items() if update.kind == "parameter"],
+        fused=fused,
+    )
+
+
+def _note(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    """Return one of our notes in the metadata; empty where there is none."""
+    note = json.loads(metadata.get(key, "{}"))
+    if not isinstance(note, dict):
+        raise ValueError(f"its metadata has {key}={note!r}; it must be a JSON object")
+    return note
+
+
+def _fused(metadata: Mapping[str, str], updates: Mapping[str, LowRank]) -> dict[str, tuple[bool, ...]]:
+    """Return the slices noted for fused projections, if every such projection is laid out so, or nothing.
+
+    Raises:
+        ConfigError, ValueError: the note is malformed.
+    """
+    fused = LoraConfig(fused=_note(metadata, FUSED_NOTE)).fused
+    laid_out = all(is_sliced(update, slices_of(name, fused)) for name, update in updates.items())
+    return {name: tuple(slices) for name, slices in fused.items()} if laid_out else {}
+
+
+def _unwritable(state: AdapterState) -> list[str]:
+    """Return a line for each thing that PEFT's format has no place for."""
+    updates = state.updates
+    plain_layers = [name for name, update in updates.items() if update.magnitude is None]
     found = []
-    if settings["peft_type"] != "LORA":
-        found.append(f"peft_type is {settings['peft_type']!r}; only 'LORA' can be read")
-    found += [f"{key} is missing" for key in ("r", "lora_alpha") if key not in settings]
-    if settings.get("init_lora_weights", True) not in BASE_KEEPING_INITS:
-        found.append(f"init_lora_weights={settings['init_lora_weights']!r} needs a base model with changed weights")
-    for key, value in sorted(settings.items()):
-        if key in NEUTRAL and value != NEUTRAL[key] and value not in (None, False, [], {}):
-            found.append(f"{key}={value!r} is not supported")
-        elif key not in NEUTRAL.keys() | INERT.keys() | UNDERSTOOD_KEYS and value not in (None, False, [], {}):
-            found.append(f"{key}={value!r} is unknown; it could change what the adapter computes")
-    if not isinstance(settings.get("use_rslora", False), bool):
-        found.append(f"use_rslora={settings['use_rslora']!r} must be true or false")
-    for key in ("target_modules", "exclude_modules", "modules_to_save"):
-        value = settings.get(key)
-        names = value if isinstance(value, list) else [value]
-        if value is not None and not all(isinstance(name, str) for name in names):
-            found.append(f"{key}={value!r} must be a list of names")
-    if isinstance(settings.get("modules_to_save"), str):
-        found.append("modules_to_save must be a list of names")
+    if plain_layers and len(plain_layers) < len(updates):
+        found.append(f"DoRA is for all layers or none, but {', '.join(sorted(plain_layers)[:3])} have no magnitude")
+    for name, update in updates.items():
+        if update.magnitude is not None and (update.kind == "parameter" or update.groups > 1):
+            found.append(f"{name}: DoRA of a parameter or of a convolution with groups")
+        if update.kind == "parameter" and "." not in name:
+            found.append(f"{name}: a parameter of the model itself, not of a module in it")
+        if name in state.token_rows:
+            found.append(f"{name}: trained rows of an embedding that has an update too")
+    found += [
+        f"{name}: a trained parameter that is neither a bias nor of a module trained whole"
+        for name in state.trained
+        if not name.endswith("bias") and _home(name, state.trained_modules) is None
+    ]
+    found += [
+        f"{name}: a copy of a base weight that is neither an embedding's nor an adapted layer's"
+        for name in state.base_copies
+        if not _is_embedding(name) and name.removesuffix(".weight") not in updates
+    ]
     return found
 
 
-def _sorted_tensors(path: Path) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
-    """Return A and B by layer, and the other tensors by name; all in memory, none mapped to the file."""
-    try:
-        tensors = safetensors.torch.load(path.read_bytes())
-    except (SafetensorError, KeyError, NotImplementedError) as error:  # the last two: a dtype torch does not know
-        raise AdapterFormatError(f"{path} is truncated or not a safetensors file that torch reads: {error}") from None
-    problems = []
-    parts: dict[str, dict[str, Tensor]] = {}
-    trained: dict[str, Tensor] = {}
-    seen: set[str] = set()
-    for key, tensor in tensors.items():
-        name = key.removeprefix(KEY_PREFIX)
-        for wrapper in WRAPPER_PARTS:
-            name = name.replace(wrapper, "")
-        layer, _, part = name.rpartition(".lora_")
-        if name in seen:
-            problems.append(f"{key} is there a second time under another prefix")
-        seen.add(name)
-        if part in ("A.weight", "B.weight"):
-            parts.setdefault(layer, {})[part[0]] = tensor
-            if not tensor.is_floating_point() or tensor.ndim != 2:
-                problems.append(f"{key} has shape {tuple(tensor.shape)} and {tensor.dtype}; A and B are float matrices")
-        elif layer or ".base_layer." in name:
-            problems.append(f"{key} is of a kind that is not supported")
-        else:
-            trained[name] = tensor
-    problems += [f"{layer}: lora_{'AB'['A' in p]} is missing" for layer, p in parts.items() if len(p) == 1]
-    if not tensors:
-        problems.append("it holds no tensors")
-    if problems:
-        raise AdapterFormatError(gathered(f"{path} cannot be used:", sorted(problems)))
-    return {layer: LowRank(p["A"], p["B"]) for layer, p in sorted(parts.items())}, dict(sorted(trained.items()))
+_Written = tuple[str, str, LowRank, float]
+"""Name of a module, the name PEFT looks its rank up by, its update and scaling."""
 
 
-def _trained_modules(listed: list[str], trained: Mapping[str, Tensor], folder: Path) -> tuple[str, ...]:
-    """Return the full names of the modules that the tensors trained whole belong to."""
-    modules: set[str] = set()
-    homeless = []
-    for name in trained:
-        parts = name.split(".")
-        prefixes = (".".join(parts[:end]) for end in range(1, len(parts)))
-        home = next((p for p in prefixes if p.endswith(tuple(listed))), None)  # PEFT's rule: at no boundary
-        if home is None:
-            homeless.append(f"{name} belongs to no module in modules_to_save={listed!r}")
-        else:
-            modules.add(home)
-    missing = [m for m in listed if not any(home.endswith(m) for home in modules)]
-    automatic = AUTOMATIC_HEADS if any(home.endswith(tuple(AUTOMATIC_HEADS)) for home in modules) else frozenset()
-    homeless += [f"modules_to_save names {m!r}, but no tensor of it is there" for m in missing if m not in automatic]
-    if homeless:
-        raise AdapterFormatError(gathered(f"{folder} cannot be used:", homeless))
-    return tuple(sorted(modules))
+def _file_layers(state: AdapterState) -> tuple[list[_Written], dict[str, list[str]]]:
+    """Return the layers as PEFT sees them, and the parameters of modules in the order PEFT wraps them."""
+    layers: list[_Written] = []
+    owned: dict[str, list[str]] = {}
+    for name, update in state.updates.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf == IN_PROJ and update.kind == "parameter" and update.A.ndim == 2:
+            partner = state.updates.get(f"{module}.{OUT_PROJ}")
+            factor = state.factor(name)
+            ratio = 1.0 if partner is None else state.factor(f"{module}.{OUT_PROJ}") / factor
+            first, second = paired(update, partner, ratio)
+            layers += [(module, module, first, factor), (f"{module}.{OUT_PROJ}", module, second, factor)]
+        elif update.kind == "parameter":
+            owned.setdefault(module, []).append(leaf)
+        elif leaf != OUT_PROJ or f"{module}.{IN_PROJ}" not in state.updates:
+            layers.append((name, name, update, state.factor(name)))
+    return sorted(layers, key=lambda layer: layer[0]), {m: injection_order(owned[m]) for m in sorted(owned)}
+
+
+def _targets(state: AdapterState, names: list[str]) -> tuple[str | list[str], str | list[str]]:
+    """Return `target_modules` and `exclude_modules`: the config's where they mean the same to PEFT."""
+    config = state.config
+    if config.layers is not None or not all(map(Selector(config.targets), names)):
+        return sorted(set(names)), []
+    targets, exclude = (t if isinstance(t, str) else sorted(t) for t in (config.targets, config.exclude))
+    return targets, exclude

@@ -1,4 +1,4 @@
-"""The verbs that change a model: adapt, remove, merge, and the contexts `disabled` and `merged`.
+"""The verbs that change a model: adapt, remove, merge, set_strength, and the contexts `disabled` and `merged`.
 
 `adapt` wraps the planned layers in place and freezes the rest. What it needs to undo that, it leaves on the module it
 was called with, in one attribute, as an `Adaptation`: a plain value that `copy.deepcopy` and `pickle` carry along.
@@ -7,18 +7,30 @@ Outer wrappers (DDP, `torch.compile`, a bigger model) do not matter: every verb 
 Each verb gathers all obstacles first and raises before anything has changed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from veneer.errors import AdapterStateError, gathered
+from veneer.errors import AdapterStateError, ConfigError, gathered
+from veneer.lora.build import build, drawn_values
 from veneer.lora.config import LoraConfig
-from veneer.lora.init import kaiming
-from veneer.lora.layers import AdaptedLinear, new_update
-from veneer.lora.targets import ADAPTATION, Plan, plan
+from veneer.lora.init import INITS
+from veneer.lora.kinds import OpaqueKind
+from veneer.lora.layers import (
+    AdaptedLayer,
+    AdaptedModule,
+    AdaptedParameters,
+    Slot,
+    adapted_modules,
+    adapted_slots,
+    plain_modules,
+)
+from veneer.lora.plan import Plan
+from veneer.lora.targets import ADAPTATION, plan
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,8 +40,10 @@ class Adaptation:
     plan: Plan
     was_trainable: Mapping[str, bool]
     """`requires_grad` of each parameter before, by its name in the model as it was."""
-    originals: Mapping[str, Mapping[str, Tensor]]
-    """Parameters and buffers of each module in `plan.trained_modules` as they were before training."""
+    originals: Mapping[str, Tensor]
+    """What is trained besides the updates, and the counters of frozen batch norms, as they were, by full name."""
+    momenta: Mapping[str, float | None]
+    """`momentum` of the frozen batch norms before: it is 0 while adapted, so that their statistics stay frozen too."""
 
     @property
     def config(self) -> LoraConfig:
@@ -41,43 +55,59 @@ class Suspended:
     """Stands in for the record while a context has taken the adapter out."""
 
 
-def adapt(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = ()) -> Plan:
+def adapt(
+    model: nn.Module,
+    config: LoraConfig,
+    train_also: Sequence[str] = (),
+    *,
+    batches: Iterable[object] | None = None,
+) -> Plan:
     """Adapt `model` in place and freeze the rest; return the plan that was carried out.
 
-    The new A is drawn with `config.seed` and B is zero, so the model's output does not change. The modules in
+    The start is drawn with `config.seed`. Whatever the init, the model's output does not change. The modules in
     `train_also` become trainable as they are; what they held is kept for `remove` and `disabled`.
 
     Args:
         model: any module; layers are replaced inside it.
         config: the settings.
         train_also: names of modules to train whole, such as a classifier.
+        batches: inputs of the model, for `init="eva"` only: mappings of keyword arguments, tuples, or single inputs.
 
     Raises:
         AdapterStateError: the model is adapted already.
+        ConfigError: `batches` is missing for `init="eva"`, or given for another.
         TargetError: see `plan`. Nothing has changed then.
     """
     the_plan = plan(model, config, train_also)
+    values = drawn_values(model, the_plan, batches)
+    install(model, the_plan, build(model, the_plan, values, subtract_start=INITS[config.init].subtracted))
+    return the_plan
+
+
+def install(model: nn.Module, the_plan: Plan, modules: Mapping[str, AdaptedLayer | AdaptedParameters]) -> None:
+    """Put built modules into their places, freeze the rest, and leave the record of it all on `model`."""
+    norms = _frozen_norms(model, the_plan)
+    counters = [f"{name}.num_batches_tracked" for name, norm in norms.items() if norm.num_batches_tracked is not None]
+    own = own_tensors(model, [*trained_names(the_plan, model), *counters])
     record = Adaptation(
         plan=the_plan,
         was_trainable={name: parameter.requires_grad for name, parameter in model.named_parameters()},
-        originals={name: _cloned(model.get_submodule(name).state_dict()) for name in the_plan.trained_modules},
+        originals={name: tensor.detach().clone() for name, tensor in own.items()},
+        momenta={name: norm.momentum for name, norm in norms.items()},
     )
-    generator = torch.Generator().manual_seed(config.seed)
-    layers: dict[str, AdaptedLinear] = {}
-    for target in the_plan.targets:
-        base = model.get_submodule(target.name)
-        assert isinstance(base, nn.Linear)
-        start = _start(base, config.r, generator)
-        update = new_update(base, start, scaling=config.factor, dropout=config.dropout)
-        layers[target.name] = AdaptedLinear(base, update)
     model.requires_grad_(False)
-    for layer in layers.values():
-        layer.update.requires_grad_(True)
+    for module in modules.values():
+        for _, slot in module.slots():
+            for name, parameter in slot.update.named_parameters():
+                parameter.requires_grad_(the_plan.config.train_A or name.rpartition(".")[2] != "A")
     for name in the_plan.trained_modules:
         model.get_submodule(name).requires_grad_(True)
-    _replace(model, layers)
+    for name in the_plan.trained_biases:
+        model.get_parameter(name).requires_grad_(True)
+    for norm in norms.values():
+        norm.momentum = 0.0
+    _replace(model, modules)
     setattr(model, ADAPTATION, record)
-    return the_plan
 
 
 def remove(model: nn.Module) -> None:
@@ -87,26 +117,67 @@ def remove(model: nn.Module) -> None:
         AdapterStateError: the model is not adapted.
     """
     root, record = adapted_root(model)
-    _replace(root, {name: layer.base for name, layer in adapted_layers(root).items()})
-    for name, tensors in record.originals.items():
-        _write(root.get_submodule(name), tensors)
+    _replace(root, {name: module.base for name, module in adapted_modules(root).items()})
+    with torch.no_grad():
+        for name, tensor in own_tensors(root, record.originals).items():
+            tensor.copy_(record.originals[name])
     _finish(root, record)
 
 
-def merge(model: nn.Module) -> None:
+def merge(model: nn.Module, *, quantized: Callable[[nn.Linear], nn.Module] | None = None) -> dict[str, float]:
     """Make the adapter permanent: plain layers with W0 + s B A, no added latency, nothing left to remove.
 
+    Args:
+        model: the adapted model.
+        quantized: what becomes of quantised layers, which are refused otherwise: given a plain `nn.Linear` with the
+            merged weight, return the layer to put in its place. `lambda linear: linear` leaves it plain.
+
+    Returns:
+        For each quantised layer the relative error of its new weight, |W' - (W0 + s B A)| / |W0 + s B A|.
+
     Raises:
-        AdapterStateError: the model is not adapted, a merged weight would not be finite, or a weight is shared with
-            a layer that is not adapted. Nothing has changed then.
+        AdapterStateError: the model is not adapted, a merged weight would not be finite, or a layer is quantised and
+            `quantized` is not given. Nothing has changed then.
     """
     root, record = adapted_root(model)
-    layers = adapted_layers(root)
-    merged_weights = _merged_weights(root, layers)
-    for name, layer in layers.items():
-        layer.base.weight = merged_weights[name]
-    _replace(root, {name: layer.base for name, layer in layers.items()})
+    slots = adapted_slots(root)
+    modules = {name: module.base for name, module in adapted_modules(root).items()}
+    opaque = {name: slot for name, slot in slots.items() if isinstance(slot.kind, OpaqueKind)}
+    refused = (
+        []
+        if quantized
+        else [f"{name} is a {type(slot.base).__name__} without a plain float weight" for name, slot in opaque.items()]
+    )
+    if refused:
+        advice = "; pass quantized= to say what to put in the place of such layers, as in `lambda linear: linear`:"
+        raise AdapterStateError(gathered("the adapter cannot be merged" + advice, refused))
+    weights = _merged_weights(root, {name: slot for name, slot in slots.items() if name not in opaque})
+    errors = {}
+    for name, slot in opaque.items():
+        assert quantized is not None
+        modules[name], errors[name] = _requantized(slot, quantized)
+    for name, weight in weights.items():
+        slots[name].base._parameters[slots[name].kind.weight_name] = weight
+    _replace(root, modules)
     _finish(root, record)
+    return errors
+
+
+def set_strength(model: nn.Module, strength: float) -> None:
+    """Let a share of the adapter act: 0 is the base, 1 the adapter as trained, 0.5 halfway, more than 1 beyond.
+
+    The effective weight is W0 + strength (W' - W0). Modules trained whole and biases act in full at every strength. A
+    compiled model is not compiled again.
+
+    Raises:
+        AdapterStateError: the model is not adapted.
+        ConfigError: `strength` is not a finite number.
+    """
+    root, _ = adapted_root(model)
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not abs(strength) < float("inf"):
+        raise ConfigError(f"strength is {strength!r}; it must be a finite number, 1 for the adapter as trained")
+    for slot in adapted_slots(root).values():
+        slot.update.set_constants(scaling=slot.update.scaling, strength=float(strength))
 
 
 @contextmanager
@@ -118,13 +189,11 @@ def disabled(model: nn.Module) -> Iterator[None]:
     """
     root, record = adapted_root(model)
     with _suspended(root, record):
-        modules = {name: root.get_submodule(name) for name in record.originals}
-        trained = {name: _exchange(module, _cloned(record.originals[name])) for name, module in modules.items()}
+        trained = exchange(root, {name: tensor.clone() for name, tensor in record.originals.items()})
         try:
             yield
         finally:
-            for name, module in modules.items():
-                _exchange(module, trained[name])
+            exchange(root, trained)
 
 
 @contextmanager
@@ -132,18 +201,28 @@ def merged(model: nn.Module) -> Iterator[None]:
     """Within the block the adapted layers are plain layers with merged weights; afterwards all is as it was.
 
     Raises:
-        AdapterStateError: as for `merge`.
+        AdapterStateError: as for `merge`; quantised layers cannot be merged for a while.
     """
     root, record = adapted_root(model)
-    layers = adapted_layers(root)
-    merged_weights = _merged_weights(root, layers)
+    slots = adapted_slots(root)
+    opaque = [
+        f"{name} is a {type(slot.base).__name__} without a plain float weight"
+        for name, slot in slots.items()
+        if isinstance(slot.kind, OpaqueKind)
+    ]
+    if opaque:
+        raise AdapterStateError(gathered("the adapter cannot be merged for a block:", opaque))
+    weights = _merged_weights(root, slots)
     with _suspended(root, record):
-        own = {name: _exchange(layer.base, {"weight": merged_weights[name]}) for name, layer in layers.items()}
+        own: dict[str, nn.Parameter | None] = {}
+        for name, slot in slots.items():
+            own[name] = slot.base._parameters[slot.kind.weight_name]
+            slot.base._parameters[slot.kind.weight_name] = weights[name]
         try:
             yield
         finally:
-            for name, layer in layers.items():
-                _exchange(layer.base, own[name])
+            for name, slot in slots.items():
+                slot.base._parameters[slot.kind.weight_name] = own[name]
 
 
 def adapted_root(model: nn.Module) -> tuple[nn.Module, Adaptation]:
@@ -167,102 +246,137 @@ def adapted_root(model: nn.Module) -> tuple[nn.Module, Adaptation]:
     return roots[0], record
 
 
-def adapted_layers(root: nn.Module) -> dict[str, AdaptedLinear]:
-    """Return the adapted layers by the names their bases had."""
-    return {name: module for name, module in root.named_modules() if isinstance(module, AdaptedLinear)}
+def trained_names(the_plan: Plan, root: nn.Module) -> list[str]:
+    """Return the full names of the tensors that are trained besides the updates."""
+    bases = dict(plain_modules(root))
+    inside = [
+        f"{name}.{key}"
+        for name in the_plan.trained_modules
+        for key, value in bases[name].state_dict().items()
+        if isinstance(value, Tensor)  # and no extra state, which has no parameter to stand in
+    ]
+    return [*inside, *the_plan.trained_biases]
 
 
-def _start(base: nn.Linear, r: int, generator: torch.Generator) -> Tensor:
-    if base.weight.is_meta:
-        return torch.empty(r, base.in_features, device="meta")
-    return kaiming(r, base.in_features, generator)
+def own_tensors(root: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return parameters and buffers, the very objects, by the full names they have in the plain model."""
+    bases = dict(plain_modules(root))
+    found: dict[str, Tensor] = {}
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        owner = bases[path]
+        tensor = owner._parameters.get(leaf)
+        found[name] = owner.get_buffer(leaf) if tensor is None else tensor
+    return found
 
 
-def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+def exchange(root: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put `tensors` in the place of the parameters and buffers of these names; return the objects that were there.
+
+    Objects change places and no value is written, so a graph that was recorded before stays valid.
+    """
+    bases = dict(plain_modules(root))
+    earlier = own_tensors(root, tensors)
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        owner, present = bases[path], earlier[name]
+        like = tensor.to(device=tensor.device if present.is_meta else present.device, dtype=present.dtype)
+        if leaf in owner._buffers:
+            owner._buffers[leaf] = like
+        elif isinstance(tensor, nn.Parameter):
+            owner._parameters[leaf] = tensor
+        else:
+            owner._parameters[leaf] = nn.Parameter(like, requires_grad=present.requires_grad)
+    return earlier
+
+
+def _frozen_norms(model: nn.Module, the_plan: Plan) -> dict[str, _NormBase]:
+    """Return the norms whose running statistics would move in training although they are frozen."""
+    trained = the_plan.trained_modules
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _NormBase) and module.running_mean is not None
+        if not any(name == outer or name.startswith(outer + ".") for outer in trained)
+    }
 
 
 @contextmanager
 def _suspended(root: nn.Module, record: Adaptation) -> Iterator[None]:
     """Within the block the base layers stand where the adapted ones were, and no verb takes the model for adapted."""
-    layers = adapted_layers(root)
+    modules = adapted_modules(root)
     setattr(root, ADAPTATION, Suspended())
     try:
-        _replace(root, {name: layer.base for name, layer in layers.items()})
+        _replace(root, {name: module.base for name, module in modules.items()})
         yield
     finally:
-        _replace(root, layers)
+        _replace(root, modules)
         setattr(root, ADAPTATION, record)
-        for layer in layers.values():
-            layer.train(layer.base.training)  # the block may have called train() or eval()
-
-
-def _exchange(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put `tensors` in the place of the parameters and buffers of these names; return the objects that were there.
-
-    Objects change places and no value is written, so a graph that was recorded before stays valid.
-    """
-    earlier: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        path, _, leaf = name.rpartition(".")
-        owner = module.get_submodule(path)
-        if leaf in owner._parameters:
-            present = owner.get_parameter(leaf)
-            owner._parameters[leaf] = _parameter_like(present, tensor)
-            earlier[name] = present
-        else:
-            earlier[name] = owner.get_buffer(leaf)
-            owner._buffers[leaf] = _like(earlier[name], tensor)
-    return earlier
-
-
-def _parameter_like(present: nn.Parameter, tensor: Tensor) -> nn.Parameter:
-    if isinstance(tensor, nn.Parameter):
-        return tensor
-    return nn.Parameter(_like(present, tensor), requires_grad=present.requires_grad)
-
-
-def _like(present: Tensor, tensor: Tensor) -> Tensor:
-    return tensor.to(device=present.device, dtype=present.dtype)
-
-
-def _write(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            tensor.copy_(tensors[name])
+        for module in modules.values():
+            module.train(module.base.training)  # the block may have called train() or eval()
 
 
 def _replace(root: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Put each module at its name and at every other name that its predecessor is registered under."""
-    successor_of = {root.get_submodule(name): module for name, module in modules.items()}
+    standing = {name: module for name, module in plain_modules(root)}  # noqa: C416 - of two with one name, the inner
+    wrappers = adapted_modules(root)
+    successor_of = {wrappers.get(name, standing[name]): module for name, module in modules.items()}
     for parent in list(root.modules()):
         for child_name, child in list(parent._modules.items()):
-            if child in successor_of:
+            if child in successor_of and not isinstance(parent, AdaptedModule):
                 setattr(parent, child_name, successor_of[child])
 
 
-def _merged_weights(root: nn.Module, layers: Mapping[str, AdaptedLinear]) -> dict[str, nn.Parameter]:
-    """Return every layer's merged weight, or raise before anything has changed."""
+def _merged_weights(root: nn.Module, slots: Mapping[str, Slot]) -> dict[str, nn.Parameter]:
+    """Return every slot's merged weight, one for all that share it, or raise before anything has changed."""
+    adapted_at = {(id(slot.base), slot.kind.weight_name) for slot in slots.values()}
     owners: dict[int, list[str]] = {}
-    for owner_name, module in root.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(owner_name)
-    problems, weights = [], {}
-    for name, layer in layers.items():
-        shared = [owner for owner in owners[id(layer.base.weight)] if owner != f"{name}.base"]
-        if shared:
-            problems.append(f"{name}.weight is shared with {', '.join(shared)}, which a merge would change too")
-        with torch.no_grad():
-            weight = layer.weight
-        if not weight.is_meta and not bool(torch.isfinite(weight).all()):
-            problems.append(f"{name}.weight would not be finite: its A, B or base weight holds NaN or infinity")
-        weights[name] = nn.Parameter(weight, requires_grad=layer.base.weight.requires_grad)
+    for owner_name, module in plain_modules(root):
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None and (id(module), leaf) not in adapted_at:
+                owners.setdefault(id(parameter), []).append(owner_name)
+    problems, weights, by_base = [], {}, {}
+    for name, slot in slots.items():
+        if others := owners.get(id(slot.weight)):
+            problems.append(f"{name}.weight is shared with {', '.join(others)}, which a merge would change too")
+        if id(slot.weight) not in by_base:
+            with torch.no_grad():
+                weight = slot.merged_weight()
+            if not weight.is_meta and not _is_finite(weight):
+                problems.append(f"{name}.weight would not be finite: its update or base weight holds NaN or infinity")
+            by_base[id(slot.weight)] = nn.Parameter(weight, requires_grad=slot.weight.requires_grad)
+        weights[name] = by_base[id(slot.weight)]
     if problems:
         raise AdapterStateError(gathered("the adapter cannot be merged:", problems))
     return weights
 
 
+def _is_finite(weight: Tensor) -> bool:
+    """Return whether no value is NaN or infinite; the sum tells at once where it is finite itself."""
+    total = weight.sum(dtype=torch.promote_types(weight.dtype, torch.float32))
+    return bool(total.isfinite()) or bool(torch.isfinite(weight).all())
+
+
+def _requantized(slot: Slot, quantized: Callable[[nn.Linear], nn.Module]) -> tuple[nn.Module, float]:
+    """Return the layer to put in a quantised one's place, and the relative error of its weight."""
+    assert isinstance(slot.kind, OpaqueKind)
+    with torch.no_grad():
+        target = slot.update.matrix(slot.kind, slot.base).float()
+        offset = slot.kind.offset(slot.base)
+        linear = nn.Linear(target.shape[1], target.shape[0], bias=bool(offset.any()), device=target.device)
+        linear.weight.copy_(target)
+        if offset.any():
+            linear.bias.copy_(offset)
+        layer = quantized(linear.to(offset.dtype).requires_grad_(False)).train(slot.base.training)
+        error = (slot.kind.matrix(layer).float() - target).norm() / target.norm().clamp_min(1e-30)
+    return layer, float(error)
+
+
 def _finish(root: nn.Module, record: Adaptation) -> None:
     for name, parameter in root.named_parameters():
         parameter.requires_grad_(record.was_trainable.get(name, parameter.requires_grad))
+    for name, momentum in record.momenta.items():
+        norm = root.get_submodule(name)
+        assert isinstance(norm, _NormBase)
+        norm.momentum = momentum  # None is a cumulative average
     delattr(root, ADAPTATION)

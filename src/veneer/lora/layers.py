@@ -1,104 +1,161 @@
-"""An adapted layer: a frozen `base` layer and one low-rank `update` beside it.
+"""Adapted layers: a frozen `base` module and the update, or updates, beside it.
 
-What an update computes is in `delta.py`; a layer kind only says how its base takes part. The layer wraps its base and
-is no subclass of it: the base module stays the user's very object, untouched, and can be put back.
-
-A forward pass changes nothing. There is no merged state: see `inject.py` for merging.
+They wrap their base and are no subclass of it: the base stays the user's very object, untouched, and can be put back.
+What they have not themselves, they take from the base, so a model that asks a layer for its `in_features`, `nf` or
+`padding_idx` gets an answer. A forward pass changes nothing. There is no merged state: see `inject.py` for merging.
 """
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from veneer.lora.delta import add_delta, add_delta_output
+from veneer.lora.kernels import can_fuse
+from veneer.lora.kinds import Kind, LinearKind, OpaqueKind, ParameterKind
+from veneer.lora.updates import LoraUpdate, LowRankUpdate, RowsUpdate, Update
 
 
-class LowRankUpdate(nn.Module):
-    """The trained part: A, B and their scaling.
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One weight of a base module and its update."""
 
-    Args:
-        A: the start of A, shape (r, in).
-        B: the start of B, shape (out, r).
-        scaling: the factor s of s B A.
-        dropout: probability of zeroing an element of x before A, in training mode only.
-    """
+    base: nn.Module
+    kind: Kind
+    update: Update
 
-    def __init__(self, A: Float[Tensor, "r in"], B: Float[Tensor, "out r"], *, scaling: float, dropout: float) -> None:
-        super().__init__()
-        self.A = nn.Parameter(A)
-        self.B = nn.Parameter(B)
-        self.scaling = scaling
-        self.dropout = dropout
+    @property
+    def weight(self) -> Tensor:
+        """The base's own weight."""
+        weight: Tensor = getattr(self.base, self.kind.weight_name)
+        return weight
 
-    def forward(
-        self, x: Float[Tensor, "*batch in"], base_output: Float[Tensor, "*batch out"]
-    ) -> Float[Tensor, "*batch out"]:
-        """Map x (*batch, in) and the base layer's output (*batch, out) to the adapted output (*batch, out)."""
-        if self.dropout and self.training:
-            x = nn.functional.dropout(x, self.dropout)
-        return add_delta_output(base_output, x, self.A, self.B, self.scaling)
-
-    def merged_weight(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-        """Return W0 + s B A in the dtype of `weight`."""
-        return add_delta(weight, self.A, self.B, self.scaling)
-
-    def extra_repr(self) -> str:
-        """Return the settings that `print(model)` shows."""
-        r, in_features = self.A.shape
-        return f"{in_features} -> {r} -> {self.B.shape[0]}, scaling={self.scaling:g}, dropout={self.dropout:g}"
+    def merged_weight(self) -> Tensor:
+        """Return the adapted weight in the shape and dtype of the base's, rounded once."""
+        return self.kind.shaped(self.update.matrix(self.kind, self.base), self.base)
 
 
-class AdaptedLinear(nn.Module):
-    """A linear layer with a low-rank update: h = W0 x + b + s B A x.
+class AdaptedModule(nn.Module):
+    """A base module with something added; what is not here is the base's."""
+
+    base: nn.Module
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as nn.Module's own
+        """Return a parameter or module of this layer, or else the base's attribute of that name."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base" or name.startswith("__"):
+                raise
+            return getattr(self.base, name)
+
+
+class AdaptedLayer(AdaptedModule):
+    """A layer with an update: h = W0 x + b + s B A x, in the words of its kind.
 
     Args:
         base: the layer as it was; it is not changed.
-        update: A of shape (r, in), B of shape (out, r).
+        update: the trained part.
+        kind: how the base's weight is seen.
     """
 
-    def __init__(self, base: nn.Linear, update: LowRankUpdate) -> None:
+    def __init__(self, base: nn.Module, update: Update, kind: Kind) -> None:
         super().__init__()
         self.base = base
         self.update = update
+        self.kind = kind
         self.train(base.training)
 
-    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        """Map (*batch, in) to (*batch, out)."""
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # which autocast leaves alone
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # once, where base and update would each do it
-        output: Tensor = self.update(x, self.base(x))
+    def forward(self, x: Tensor) -> Tensor:
+        """Map an input of the base to an output of the base's shape."""
+        x = self.kind.cast(x)
+        if type(self.kind) is LinearKind and isinstance(self.update, LoraUpdate) and can_fuse(self.base, x):
+            return self.update.fused(x, self.base)
+        output: Tensor = self.update(x, self.base(x), self.kind, self.base)
         return output
 
     @property
-    def weight(self) -> Float[Tensor, "out in"]:
-        """The weight this layer acts with, W0 + s B A, with gradients to A and B.
+    def weight(self) -> Tensor:
+        """The weight this layer acts with, with gradients to the update.
 
         Some modules bypass `forward` and compute with `layer.weight` themselves: `nn.MultiheadAttention` with its
         output projection, `nn.TransformerEncoderLayer` with both linear layers on its fast path. They get the adapted
-        weight. Costs one product B A at each reading.
+        weight. Costs one product B A at each reading. Of a quantised layer it is the base's own weight, which nothing
+        can compute with but the layer.
         """
-        merged: Tensor = self.update.merged_weight(self.base.weight)
-        return merged
+        slot = Slot(self.base, self.kind, self.update)
+        return slot.weight if isinstance(self.kind, OpaqueKind) else slot.merged_weight()
 
-    @property
-    def bias(self) -> Float[Tensor, " out"] | None:
-        """The base layer's own bias."""
-        return self.base.bias
-
-    @property
-    def in_features(self) -> int:
-        """Size of the last dimension of the input."""
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        """Size of the last dimension of the output."""
-        return self.base.out_features
+    def slots(self) -> Iterator[tuple[str, Slot]]:
+        """Yield ("", the one weight and its update)."""
+        yield "", Slot(self.base, self.kind, self.update)
 
 
-def new_update(base: nn.Linear, A: Float[Tensor, "r in"], *, scaling: float, dropout: float) -> LowRankUpdate:
-    """Return an update for `base` that starts at A and B = 0, on the base's device, in float32 or wider."""
-    dtype = torch.promote_types(torch.float32, base.weight.dtype)
-    start = A.to(device=base.weight.device, dtype=dtype)
-    B = torch.zeros(base.out_features, A.shape[0], device=base.weight.device, dtype=dtype)
-    return LowRankUpdate(start, B, scaling=scaling, dropout=dropout)
+class AdaptedParameters(AdaptedModule):
+    """A module that computes with parameters of its own, such as stacked experts, and the updates of some of them.
+
+    The base is called with the adapted parameters in the place of its own (`torch.func.functional_call`): it keeps
+    its class and its weights. Each call forms the adapted weights once.
+
+    Args:
+        base: the module as it was.
+        updates: the update of each adapted parameter, by its name.
+    """
+
+    def __init__(self, base: nn.Module, updates: Mapping[str, LowRankUpdate]) -> None:
+        super().__init__()
+        self.base = base
+        self.updates = nn.ModuleDict(updates)
+        self.train(base.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the base's own signature
+        """Map what the base maps."""
+        weights = {slot.kind.weight_name: slot.merged_weight() for _, slot in self.slots()}
+        return torch.func.functional_call(self.base, weights, args, kwargs)
+
+    def slots(self) -> Iterator[tuple[str, Slot]]:
+        """Yield (name of a parameter, the parameter and its update)."""
+        for name, update in self.updates.items():
+            assert isinstance(update, Update)
+            yield name, Slot(self.base, ParameterKind(name), update)
+
+
+def plain_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module with the name it has in the plain model; an adapted one just before its base."""
+    plain = {"": ""}
+    wrappers = set()
+    for name, module in root.named_modules():
+        parent, _, leaf = name.rpartition(".")
+        if name and parent in wrappers and leaf == "base":
+            plain[name] = plain[parent]
+        elif name:
+            plain[name] = f"{plain[parent]}.{leaf}" if plain[parent] else leaf
+        if isinstance(module, AdaptedModule):
+            wrappers.add(name)
+        yield plain[name], module
+
+
+def adapted_modules(root: nn.Module) -> dict[str, AdaptedLayer | AdaptedParameters]:
+    """Return the adapted modules by the names their bases had."""
+    return {
+        name: module for name, module in plain_modules(root) if isinstance(module, AdaptedLayer | AdaptedParameters)
+    }
+
+
+def plain_weights(slots: Mapping[str, Slot]) -> dict[str, Tensor]:
+    """Return the base's weight of each slot with a low-rank update and a float matrix of its own."""
+    return {
+        name: slot.weight
+        for name, slot in slots.items()
+        if not isinstance(slot.kind, OpaqueKind) and not isinstance(slot.update, RowsUpdate)
+    }
+
+
+def adapted_slots(root: nn.Module) -> dict[str, Slot]:
+    """Return every adapted weight by the name of its layer, or of the parameter where a module has several."""
+    return {
+        f"{name}.{parameter}" if parameter else name: slot
+        for name, module in adapted_modules(root).items()
+        for parameter, slot in module.slots()
+    }

@@ -1,144 +1,156 @@
-"""An adapter as a value: `AdapterState`, out of a model and into a model.
+"""An adapter as a value: `AdapterState`, the one thing that crosses borders.
 
-This is the one thing that crosses borders: file formats read and write it, and none of them sees a module.
+File formats read and write it, algebra acts on it, and none of them sees a module. `transfer.py` takes it out of a
+model and puts it into one. Names are those of the plain base model.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from veneer.errors import AdapterMismatchError, AdapterStateError, TargetError, gathered
 from veneer.lora.config import LoraConfig
-from veneer.lora.inject import adapt, adapted_layers, adapted_root
-from veneer.lora.targets import Plan, plan
+from veneer.lora.delta import ALPHA_RULES, delta_weight
+from veneer.lora.selectors import name_ends
+
+Number = TypeVar("Number", int, float)
+KindName = Literal["linear", "embedding", "conv", "parameter"]
 
 
-class LowRank(NamedTuple):
-    """The two matrices of one layer's update."""
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The update of one layer.
 
-    A: Float[Tensor, "r in"]
-    B: Float[Tensor, "out r"]
+    A and B are seen as `delta.py` sees them: an embedding of V tokens has in = V, and a convolution
+    in = channels / groups * kernel, for which A keeps the kernel's dimensions. Layers that share one weight, as an
+    embedding and an output layer do, each carry the update as they see it.
+    """
+
+    A: Tensor
+    """(r, in); of a convolution (r, in / groups, *kernel); of stacked experts (experts, r, in)."""
+    B: Tensor
+    """(out, r); of stacked experts (experts, out, r)."""
+    magnitude: Tensor | None = None
+    """DoRA's length of each row of the weight, (out,); None for plain LoRA."""
+    kind: KindName = "linear"
+    """"linear" covers transposed and quantised linear layers too; "parameter" is one that a module computes with
+    itself, named "<module>.<parameter>"."""
+    groups: int = 1
+    """Groups of a convolution."""
+
+    @property
+    def matrices(self) -> tuple[Float[Tensor, "*stack r in"], Float[Tensor, "*stack out r"]]:
+        """A and B as matrices: the kernel's dimensions of a convolution flattened into `in`."""
+        return (self.A.flatten(1) if self.kind == "conv" else self.A), self.B
+
+    @property
+    def rank(self) -> int:
+        """Rows of A: r, times the adapted slices of a fused projection."""
+        return self.B.shape[-1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the trained tensors by their names."""
+        named = {"A": self.A, "B": self.B, "magnitude": self.magnitude}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """Rows of an embedding that replace the base model's."""
+
+    ids: Int[Tensor, " tokens"]
+    rows: Float[Tensor, "tokens dim"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AdapterState:
-    """Everything that was trained, by the names it has in the plain base model."""
+    """Everything that was trained, by the names it has in the plain base model; all tensors on the CPU."""
 
     config: LoraConfig
-    """The settings, targets written out."""
+    """The settings, targets written out. Ranks and scalings of all layers follow from it and from A's shape."""
     updates: Mapping[str, LowRank]
-    """A and B of each adapted layer, on the CPU."""
+    """The update of each adapted layer."""
     trained: Mapping[str, Tensor] = field(default_factory=dict)
-    """Parameters and buffers of the modules that were trained whole, by full name, on the CPU."""
+    """Parameters and buffers of the modules that were trained whole, and trained biases, by full name."""
     trained_modules: tuple[str, ...] = ()
     """The names of those modules."""
+    token_rows: Mapping[str, TokenRows] = field(default_factory=dict)
+    """Trained rows by the name of their embedding."""
+    base_copies: Mapping[str, Tensor] = field(default_factory=dict)
+    """Weights of the base that the file carried along, by full name; loading checks that the model has the same."""
     base_model: str | None = None
     """Hub id or path of the pretrained model, as a hint for whoever loads the adapter."""
     task_type: str | None = None
     """PEFT's name of the task, such as "SEQ_CLS"."""
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+    """What the base's adapted weights were, dtype -> digest; empty where unknown. See `fingerprint.py`."""
+
+    def factor(self, name: str) -> float:
+        """Return the scaling s of a layer's update."""
+        return self.config.factor_of(name)
+
+    def delta(self, name: str) -> Float[Tensor, "*stack out in"]:
+        """Return s B A of a layer, as a matrix, in float32 or wider."""
+        A, B = self.updates[name].matrices
+        wide = A.double() if A.dtype.itemsize == 8 else A.float()
+        return delta_weight(wide, B.to(wide.dtype), self.factor(name))
 
 
-def state(model: nn.Module, *, base_model: str | None = None, task_type: str | None = None) -> AdapterState:
-    """Return a copy of the adapter inside `model`.
+def config_for(
+    updates: Mapping[str, LowRank], factors: Mapping[str, float], like: LoraConfig | None = None
+) -> LoraConfig:
+    """Return the config under which `updates` have their ranks and these scalings: plain names, patterns as needed.
 
-    Raises:
-        AdapterStateError: the model is not adapted.
+    Args:
+        updates: the updates by full name; a fused projection counts as one layer of its full rank.
+        factors: s of each of them.
+        like: the settings that all else is taken from.
     """
-    root, record = adapted_root(model)
-    return AdapterState(
-        config=record.config,
-        updates={
-            name: LowRank(_copy(layer.update.A), _copy(layer.update.B)) for name, layer in adapted_layers(root).items()
-        },
-        trained={
-            f"{module_name}.{name}": _copy(tensor)
-            for module_name in record.plan.trained_modules
-            for name, tensor in root.get_submodule(module_name).state_dict().items()
-        },
-        trained_modules=record.plan.trained_modules,
-        base_model=base_model,
-        task_type=task_type,
+    settings = fitted(like or LoraConfig(), {name: update.rank for name, update in updates.items()}, factors)
+    return replace(
+        settings,
+        targets=tuple(name for name, update in updates.items() if update.kind != "parameter"),
+        parameters=tuple(name for name, update in updates.items() if update.kind == "parameter"),
+        exclude=(),
+        layers=None,
+        fused={},
+        variant="dora" if any(update.magnitude is not None for update in updates.values()) else "lora",
+        init="kaiming",
     )
 
 
-def load_state(model: nn.Module, adapter: AdapterState, *, trainable: bool = False) -> Plan:
-    """Adapt a plain `model` and fill it with `adapter`, whole or not at all; return the plan that was carried out.
-
-    Every tensor must find its place and every place its tensor. `model.training` is left alone, and the adapter acts
-    at once in both modes.
+def fitted(config: LoraConfig, ranks: Mapping[str, int], factors: Mapping[str, float]) -> LoraConfig:
+    """Return a config with the r and alpha of most layers, and a pattern entry for each of the others.
 
     Args:
-        model: the base model, not adapted yet.
-        adapter: what to load.
-        trainable: whether A, B and the modules trained whole may be trained on; otherwise everything is frozen.
-
-    Raises:
-        AdapterStateError: the model is adapted already, or is on the meta device.
-        AdapterMismatchError: the adapter does not fit; every problem is named. The model is as it was.
+        config: what all else is taken from.
+        ranks: rank by full name.
+        factors: the scaling s by full name.
     """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise AdapterStateError(f"{type(model).__name__} is on the meta device; load its weights before the adapter")
-    try:
-        the_plan = plan(model, adapter.config, adapter.trained_modules)
-    except TargetError as error:
-        raise AdapterMismatchError(f"the adapter does not fit this model: {error}") from None
-    if problems := _update_problems(the_plan, adapter.updates) + _trained_problems(model, the_plan, adapter.trained):
-        raise AdapterMismatchError(gathered(f"the adapter does not fit {type(model).__name__}:", problems))
-    adapt(model, adapter.config, adapter.trained_modules)
-    layers = adapted_layers(model)
-    with torch.no_grad():
-        for name, (A, B) in adapter.updates.items():
-            layers[name].update.A.copy_(A)
-            layers[name].update.B.copy_(B)
-        for module_name in the_plan.trained_modules:
-            for name, tensor in model.get_submodule(module_name).state_dict().items():
-                tensor.copy_(adapter.trained[f"{module_name}.{name}"])
-    if not trainable:
-        model.requires_grad_(False)
-    return the_plan
+    alphas = {name: _alpha(config, factors[name], rank) for name, rank in ranks.items()}
+    r, alpha = _most_common(ranks.values(), config.r), _most_common(alphas.values(), config.alpha)
+    return replace(config, r=r, alpha=alpha, rank_pattern=_pattern(ranks, r), alpha_pattern=_pattern(alphas, alpha))
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
+def _pattern(values: Mapping[str, Number], default: Number) -> dict[str, Number]:
+    """Return the entries that give each name its value where it is not the default.
+
+    PEFT matches an entry at the end of a name too, so a name that is the end of another one is tied to its start.
+    """
+    ends = {end for name in values for end in list(name_ends(name))[1:]}
+    return {f"{'^' * (name in ends)}{re.escape(name)}": value for name, value in values.items() if value != default}
 
 
-def _update_problems(the_plan: Plan, updates: Mapping[str, LowRank]) -> list[str]:
-    """Return a line for each layer without its A and B, each A and B without a layer, and each that does not fit."""
-    targets = {target.name: target for target in the_plan.targets}
-    r = the_plan.config.r
-    found = [f"{name}: selected by the adapter's targets, but it holds no A and B" for name in targets.keys() - updates]
-    found += [
-        f"{name}: the adapter holds A and B, but the model has no such target" for name in updates.keys() - targets
-    ]
-    for name in sorted(targets.keys() & updates):
-        expected = {"A": (r, targets[name].in_features), "B": (targets[name].out_features, r)}
-        for part, tensor in updates[name]._asdict().items():
-            found += _tensor_problems(f"{name}.{part}", tensor, expected[part], torch.float32)
-    return sorted(found)
+def _alpha(config: LoraConfig, factor: float, rank: int) -> float:
+    """Return the alpha that gives a layer its scaling, without the last digits' noise."""
+    if factor == config.factor and rank == config.r:
+        return config.alpha
+    return float(f"{ALPHA_RULES[config.scaling](factor, rank):.15g}")
 
 
-def _trained_problems(model: nn.Module, the_plan: Plan, trained: Mapping[str, Tensor]) -> list[str]:
-    expected = {
-        f"{module_name}.{name}": tensor
-        for module_name in the_plan.trained_modules
-        for name, tensor in model.get_submodule(module_name).state_dict().items()
-    }
-    found = [f"{name}: the model needs it, but the adapter holds no such tensor" for name in expected.keys() - trained]
-    found += [f"{name}: the adapter holds it, but the model has no such tensor" for name in trained.keys() - expected]
-    for name in sorted(expected.keys() & trained):
-        found += _tensor_problems(name, trained[name], tuple(expected[name].shape), expected[name].dtype)
-    return sorted(found)
-
-
-def _tensor_problems(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> list[str]:
-    if tuple(tensor.shape) != shape:
-        return [f"{name} has shape {tuple(tensor.shape)}, but the model needs {shape}"]
-    if tensor.is_floating_point() != dtype.is_floating_point:
-        return [f"{name} has dtype {tensor.dtype}, but the model needs {dtype}"]
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor.to(dtype)).all()):
-        return [f"{name} holds NaN or infinity, or what {dtype} cannot hold"]
-    return []
+def _most_common(values: Iterable[Number], default: Number) -> Number:
+    return next((value for value, _ in Counter(values).most_common(1)), default)

@@ -1,19 +1,22 @@
 """Choosing what to adapt: a pure function from (model, config) to a plan that can be printed. Nothing is changed.
 
-A selector is a list of names or one regular expression. A name matches a module whose full name equals it or ends in
-`.` + name. A regular expression is matched against the full name. Every term must match something that can be
-adapted; a term that does not is an error that names the nearest modules. All problems are raised together.
+Every term of every selector must match something that can be adapted; one that does not is an error that names the
+nearest modules. All problems are raised together. How names match is in `selectors.py`, what can be adapted in
+`kinds.py` and `conflicts.py`.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import replace
 
 from torch import nn
 
 from veneer.errors import AdapterStateError, TargetError, gathered
-from veneer.lora.config import ALL_LINEAR, LoraConfig, Selector
+from veneer.lora.config import ALL_LINEAR, LoraConfig
+from veneer.lora.conflicts import conflict
+from veneer.lora.kinds import EMBEDDING, OPAQUE, Kind, ParameterKind, kind_of, obstacle
+from veneer.lora.plan import Plan, Target
+from veneer.lora.selectors import Inside, Pattern, Selector, exact_terms, nearest
 
 ADAPTATION = "veneer_adaptation"
 """The attribute in which `adapt` leaves its record on the module it was called with."""
@@ -21,264 +24,376 @@ ADAPTATION = "veneer_adaptation"
 HEAD_NAMES = frozenset({"classifier", "score", "lm_head", "embed_out", "qa_outputs"})
 """What transformers calls the output layer of its task models; "all-linear" leaves it out."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """One layer that is to be adapted."""
-
-    name: str
-    in_features: int
-    out_features: int
-    parameters: int
-    """r (in + out): the size of A and B together."""
+_LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What `adapt` would do to a model; prints as a table."""
-
-    config: LoraConfig
-    """The settings, with the targets written out as a list: "all-linear" is resolved to names."""
-    targets: tuple[Target, ...]
-    left_out: tuple[tuple[str, str], ...]
-    """(name, reason) of what the targets select and the plan does not adapt."""
-    trained_modules: tuple[str, ...]
-    """Full names of the modules that are trained whole."""
-    trained_parameters: int
-    """Parameters of `trained_modules`."""
-    base_parameters: int
-    """Parameters of the model as it is."""
-
-    @property
-    def lora_parameters(self) -> int:
-        """Parameters of all A and B together."""
-        return sum(target.parameters for target in self.targets)
-
-    @property
-    def trainable_parameters(self) -> int:
-        """Parameters that training will change."""
-        return self.lora_parameters + self.trained_parameters
-
-    @property
-    def total_parameters(self) -> int:
-        """Parameters of the model once it is adapted."""
-        return self.base_parameters + self.lora_parameters
-
-    def __str__(self) -> str:
-        width = max([len(target.name) for target in self.targets] + [len("module")])
-        lines = [f"{'module':<{width}}  {'in':>7} {'out':>7} {'parameters':>12}"]
-        lines += [
-            f"{t.name:<{width}}  {t.in_features:>7} {t.out_features:>7} {t.parameters:>12,}" for t in self.targets
-        ]
-        lines += [f"left out: {name} ({reason})" for name, reason in self.left_out]
-        lines += [f"trained whole: {name}" for name in self.trained_modules]
-        share = self.trainable_parameters / max(self.total_parameters, 1)
-        layers = "1 layer" if len(self.targets) == 1 else f"{len(self.targets)} layers"
-        lines.append(
-            f"{layers} at r={self.config.r}, scaling {self.config.factor:g}: "
-            f"{self.lora_parameters:,} low-rank + {self.trained_parameters:,} other = "
-            f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters trainable ({share:.3%})"
-        )
-        return "\n".join(lines)
-
-
-def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = ()) -> Plan:
+def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = (), *, any_rank: bool = False) -> Plan:
     """Return what `adapt(model, config, train_also)` would do, without doing it.
 
     Args:
         model: any module; it may live on the meta device.
         config: the settings; `targets` and `exclude` select the layers.
         train_also: names of modules to train whole, matched as a list of names is.
+        any_rank: accept ranks above a layer's smaller side, which sums of adapters can have.
 
     Raises:
         AdapterStateError: the model is adapted already.
         TargetError: a selector matches nothing, or matches what cannot be adapted; every problem is named.
     """
-    modules = dict(model.named_modules())
-    if any(ADAPTATION in vars(module) for module in modules.values()):
-        raise AdapterStateError("the model is adapted already; call veneer.remove(model) or veneer.merge(model) first")
-    names = [name for name in modules if name]
-    problems = [f"train_also {term!r} matches no module{nearest(term, names)}" for term in _idle(train_also, names)]
-    trained = tuple(name for name in names if matches(train_also, name))
-    excluded = [name for name in names if matches(config.exclude, name)]
-    problems += [f"exclude {term!r} matches no module{nearest(term, names)}" for term in _idle(config.exclude, names)]
-
-    if config.targets == ALL_LINEAR:
-        chosen, left_out = _all_linear(model, config, trained, excluded)
-        wanted = [] if chosen else names
-        problems += [] if chosen else [f"{ALL_LINEAR!r} selects nothing: {_kinds(modules.values())}"]
-    else:
-        wanted = [n for n in names if matches(config.targets, n) and not _inside(n, excluded)]
-        chosen = [name for name in wanted if not _inside(name, trained)]
-        left_out = [(name, "trained whole") for name in wanted if _inside(name, trained)]
-        problems += _target_problems(modules, config, wanted, chosen)
-        chosen = [name for name in chosen if _obstacle(modules[name], config) is None]
-    problems += _rank_problems(modules, chosen, config.r) + _tied_problems(modules, trained)
-    if not chosen and not trained and not problems:
+    survey = _Survey(model, config, train_also, any_rank=any_rank)
+    chosen = survey.choose()
+    targets = survey.targets(chosen)
+    parameters = survey.parameter_targets()
+    rows = survey.token_row_names(chosen)
+    problems = survey.problems + survey.idle_patterns([*targets, *parameters])
+    if not targets and not parameters and not survey.trained and not rows and not problems:
         problems.append("nothing is left to train: no layer is targeted and train_also is empty")
     if problems:
         raise TargetError(gathered(f"cannot adapt {type(model).__name__}:", problems))
+    owners = {target.name for target in targets} | {target.name.rpartition(".")[0] for target in parameters}
+    biases = survey.biases(owners)
+    counts = {id(p): p.numel() for name in survey.trained for p in survey.modules[name].parameters()}
+    counts |= {id(p): p.numel() for name, p in biases.items()}
+    row_count = sum(len(ids) * EMBEDDING.sizes(survey.modules[name])[1] for name, ids in rows.items())
     return Plan(
-        config=_resolved(config, chosen, names, exact=wanted == chosen),
-        targets=tuple(_target(name, modules[name], config.r) for name in chosen),
-        left_out=tuple(left_out),
-        trained_modules=tuple(name for name in trained if not _inside(name, [t for t in trained if t != name])),
-        trained_parameters=_count(modules[name] for name in trained),
-        base_parameters=_count([model]),
+        config=survey.resolved(targets, parameters, rows),
+        targets=(*targets, *parameters),
+        left_out=tuple(survey.left_out),
+        trained_modules=tuple(n for n in survey.trained if not Inside(set(survey.trained) - {n})(n)),
+        trained_biases=tuple(biases),
+        trained_parameters=sum(counts.values()) + row_count,
+        base_parameters=sum(p.numel() for p in model.parameters()),
     )
 
 
-def matches(selector: Selector, name: str) -> bool:
+def matches(selector: str | Sequence[str], name: str) -> bool:
     """Return whether a module's full name is selected."""
-    if isinstance(selector, str):
-        return re.fullmatch(selector, name) is not None
-    return any(name == term or name.endswith("." + term) for term in selector)
+    return Selector(selector)(name)
 
 
-def nearest(term: str, names: Iterable[str]) -> str:
-    """Return "; nearest: ..." for a term that matched nothing, or "" where nothing is near."""
-    last = {name.rsplit(".", 1)[-1]: name for name in names}
-    close = get_close_matches(term, [*last.values(), *last], n=3, cutoff=0.6)
-    return f"; nearest: {', '.join(repr(name) for name in close)}" if close else ""
+class _Survey:
+    """One look at a model with one config in hand: what is selected, and every problem found on the way."""
 
-
-def _idle(selector: Selector, names: Sequence[str]) -> list[str]:
-    """Return the terms of a selector that match none of `names`."""
-    terms = [selector] if isinstance(selector, str) else selector
-    return [term for term in terms if not any(matches(_as_selector(selector, term), name) for name in names)]
-
-
-def _as_selector(selector: Selector, term: str) -> Selector:
-    return term if isinstance(selector, str) else (term,)
-
-
-def _inside(name: str, containers: Sequence[str]) -> bool:
-    return any(name == outer or name.startswith(outer + ".") for outer in containers)
-
-
-def _count(modules: Iterable[nn.Module]) -> int:
-    return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
-
-
-def _target(name: str, module: nn.Module, r: int) -> Target:
-    assert isinstance(module, nn.Linear)
-    size = r * (module.in_features + module.out_features)
-    return Target(name=name, in_features=module.in_features, out_features=module.out_features, parameters=size)
-
-
-def _obstacle(module: nn.Module, config: LoraConfig) -> str | None:
-    """Return why a module cannot be adapted, or None where it can."""
-    if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
-        return f"is a {type(module).__name__}; only torch.nn.Linear can be adapted"
-    if "weight" not in module._parameters:
-        return f"is a {type(module).__name__} whose weight is computed from other tensors; remove that first"
-    if module.weight.shape != (module.out_features, module.in_features) or not module.weight.is_floating_point():
-        return f"is a quantised {type(module).__name__}; only floating-point weights can be adapted"
-    if config.dropout and isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        return "is used by nn.MultiheadAttention through its weight, where dropout cannot act; set dropout to 0"
-    return None
-
-
-def _kinds(modules: Iterable[nn.Module]) -> str:
-    """Return which layers with a weight matrix a model has, for a message."""
-    kinds = sorted({type(module).__name__ for module in modules if _owns_matrix(module)})
-    return f"the model's layers are of the kinds {', '.join(kinds) or 'none'}; only torch.nn.Linear can be adapted"
-
-
-def _tied_problems(modules: Mapping[str, nn.Module], trained: Sequence[str]) -> list[str]:
-    """Return a line for each module trained whole that shares a parameter with one that is not."""
-    owners: dict[int, list[str]] = {}
-    for name, module in modules.items():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
-    return [
-        f"{inner!r} is trained whole, but shares a parameter with {outer!r}; train both, or untie them first"
-        for names in owners.values()
-        for inner in names
-        for outer in names
-        if _inside(inner, trained) and not _inside(outer, trained)
-    ]
-
-
-def _target_problems(
-    modules: Mapping[str, nn.Module], config: LoraConfig, wanted: Sequence[str], chosen: Sequence[str]
-) -> list[str]:
-    """Return a line for each term that selects nothing adaptable, or else for each module that cannot be adapted."""
-    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
-    found = []
-    for term in [config.targets] if isinstance(config.targets, str) else config.targets:
-        selector = _as_selector(config.targets, term)
-        hits = [name for name in chosen if matches(selector, name)]
-        if any(_obstacle(modules[name], config) is None for name in hits):
-            continue
-        if not hits and any(matches(selector, name) for name in wanted):
-            continue  # selects only what is trained whole, as PEFT's own files do; the plan lists it as left out
-        if hits:
-            reason = _obstacle(modules[hits[0]], config)
-            found.append(
-                f"target {term!r} selects only what cannot be adapted: {hits[0]!r} {reason}{nearest(term, linear)}"
+    def __init__(self, model: nn.Module, config: LoraConfig, train_also: Sequence[str], *, any_rank: bool) -> None:
+        self.model, self.config, self.any_rank = model, config, any_rank
+        self.modules = dict(model.named_modules())
+        if any(ADAPTATION in vars(module) for module in self.modules.values()):
+            raise AdapterStateError(
+                "the model is adapted already; call veneer.remove(model) or veneer.merge(model) first"
             )
-        elif any(matches(selector, name) for name in modules if name):
-            found.append(f"target {term!r} selects only what is excluded")
-        else:
-            found.append(f"target {term!r} matches no module{nearest(term, linear)}{_hint(config.targets)}")
-    if found:
+        self.names = [name for name in self.modules if name]
+        self.kinds = {name: kind_of(module) for name, module in self.modules.items()}
+        self.problems: list[str] = []
+        self.left_out: list[tuple[str, str]] = []
+        trained, excluded = Selector(train_also), Selector(config.exclude)
+        for label, selector in (("train_also", trained), ("exclude", excluded)):
+            self.problems += [
+                f"{label} {term!r} matches no module{nearest(term, self.names)}" for term in selector.idle(self.names)
+            ]
+        self.trained = tuple(name for name in self.names if trained(name))
+        self.is_trained = Inside(self.trained)
+        self.is_excluded = Inside(name for name in self.names if excluded(name))
+        self.owners: dict[int, list[str]] = {}
+        for name, module in self.modules.items():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    self.owners.setdefault(id(parameter), []).append(name)
+        self.problems += self._half_trained()
+
+    def choose(self) -> list[str]:
+        """Return the names of the layers to adapt, in the model's order."""
+        if self.config.targets == ALL_LINEAR:
+            chosen = self._all_linear()
+            if not chosen and not self.config.parameters:
+                self.problems.append(f"{ALL_LINEAR!r} selects nothing: {self._kinds()}")
+            return chosen
+        selector = Selector(self.config.targets)
+        term_of = {name: term for name in self.names if (term := selector.term_for(name)) is not None}
+        wanted = [n for n in term_of if not self.is_excluded(n) and self._in_layers(n)]
+        self.left_out += [(name, "trained whole") for name in wanted if self.is_trained(name)]
+        chosen = [name for name in wanted if not self.is_trained(name)]
+        reasons = {name: self._obstacle(name) for name in chosen}
+        self.problems += self._target_problems(selector, term_of, wanted, reasons)
+        return [name for name in chosen if reasons[name] is None]
+
+    def targets(self, chosen: Sequence[str]) -> list[Target]:
+        """Return the target of each chosen layer, and of each layer that shares a weight with one."""
+        first_with: dict[int, str] = {}
+        wanted = set(chosen)
+        names = {*chosen, *(name for layer in chosen for name in self._sharing(layer))}
+        found = []
+        for name in (n for n in self.names if n in names):
+            weight = self.modules[name]._parameters.get("weight")
+            first = first_with.setdefault(id(weight), name) if weight is not None else name
+            tied_to = first if first != name else None
+            if name not in wanted and (reason := self._tie_obstacle(name)):
+                self.problems.append(f"{first!r} shares its weight with {name!r}, which {reason}; untie them first")
+            target = self._target(name, tied_to)
+            self.problems += _size_problems(target, any_rank=self.any_rank)
+            if tied_to and (reason := self._twin_obstacle(target)):
+                self.problems.append(f"{first!r} shares its weight with {name!r}, and {reason}; untie them first")
+            found.append(target)
+        fused = Selector(tuple(self.config.fused))
+        self.problems += [
+            f"fused {term!r} matches no layer that is adapted{nearest(term, chosen)}" for term in fused.idle(chosen)
+        ]
         return found
-    blocked = [name for name in chosen if _owns_matrix(modules[name]) and _obstacle(modules[name], config)]
-    return [f"{name!r} {_obstacle(modules[name], config)}; exclude it or select more narrowly" for name in blocked]
+
+    def parameter_targets(self) -> list[Target]:
+        """Return a target for each parameter that is adapted inside a module of its own."""
+        if not self.config.parameters:
+            return []
+        selector = Selector(self.config.parameters)
+        present = {name: p for name, p in self.model.named_parameters() if p.ndim >= 2}
+        self.problems += [
+            f"parameters {term!r} matches no parameter of two or three dimensions{nearest(term, present)}"
+            for term in selector.idle(present)
+        ]
+        found = []
+        for name, parameter in present.items():
+            module, _, leaf = name.rpartition(".")
+            if not selector(name) or self.is_excluded(module) or not self._in_layers(name):
+                continue
+            kind = ParameterKind(leaf)
+            shared = [owner for owner in self.owners[id(parameter)] if owner != module]
+            reason = (
+                ("is the model's own; put the model into another module" if not module else None)
+                or (f"is shared with {shared[0]!r}" if shared else None)
+                or conflict(self.modules[module], kind, self.config)
+            )
+            if self.is_trained(module):
+                reason = "is trained whole as well"
+            if reason:
+                self.problems.append(f"{name!r} {reason}")
+                continue
+            experts = parameter.shape[0] if parameter.ndim == 3 else None
+            target = self._sized(name, kind, self.modules[module], None, experts=experts)
+            self.problems += _size_problems(target, any_rank=self.any_rank)
+            found.append(target)
+        return found
+
+    def token_row_names(self, chosen: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """Return the ids to train by the full name of their embedding."""
+        found = {}
+        for term, ids in self.config.token_rows.items():
+            hits = [n for n in self.names if Selector((term,))(n) and self.kinds[n] is EMBEDDING]
+            if len(hits) != 1:
+                what = f"matches {len(hits)} embeddings; it must name one"
+                self.problems.append(f"token_rows {term!r} {what}{nearest(term, self.names) if not hits else ''}")
+                continue
+            tokens, _ = EMBEDDING.sizes(self.modules[hits[0]])
+            reason = obstacle(self.modules[hits[0]])
+            if reason or hits[0] in chosen or self.is_trained(hits[0]):
+                self.problems.append(f"token_rows {term!r}: {hits[0]!r} {reason or 'is adapted or trained as well'}")
+            if max(ids) >= tokens:
+                self.problems.append(f"token_rows {term!r} asks for id {max(ids)}, but {hits[0]!r} has {tokens} rows")
+            found[hits[0]] = tuple(sorted(ids))
+        return found
+
+    def biases(self, adapted: set[str]) -> dict[str, nn.Parameter]:
+        """Return the biases to train, by full name."""
+        if self.config.bias == "none":
+            return {}
+        return {
+            f"{name}.{leaf}" if name else leaf: parameter
+            for name, module in self.modules.items()
+            for leaf, parameter in module._parameters.items()
+            if parameter is not None and leaf == "bias" and not self.is_trained(name)
+            if self.config.bias == "all" or name in adapted
+        }
+
+    def idle_patterns(self, targets: Sequence[Target]) -> list[str]:
+        """Return a line for each key of a pattern that is the rank or alpha of no target."""
+        names = [target.name for target in targets]
+        return [
+            f"{label} {key!r} matches no layer that is adapted{nearest(key, names)}"
+            for label in ("rank_pattern", "alpha_pattern")
+            for key in Pattern(getattr(self.config, label)).idle(names)
+            if names
+        ]
+
+    def resolved(
+        self, targets: Sequence[Target], parameters: Sequence[Target], rows: Mapping[str, tuple[int, ...]]
+    ) -> LoraConfig:
+        """Return the config with targets that select the chosen layers and nothing else, here and in PEFT.
+
+        They stay as given where they do that. Otherwise they become last name parts ("query") where those select
+        exactly the chosen layers, and full names where not.
+        """
+        chosen, terms = [target.name for target in targets], self.config.targets
+        selects = Selector(terms)
+        if [n for n in self.names if selects(n)] != chosen or self.config.exclude or self.config.layers is not None:
+            short = tuple(sorted({name.rsplit(".", 1)[-1] for name in chosen}))
+            selects = Selector(short)
+            terms = short if [n for n in self.names if selects(n)] == chosen else exact_terms(chosen, self.names)
+        return replace(
+            self.config,
+            targets=terms,
+            exclude=(),
+            layers=None,
+            parameters=tuple(target.name for target in parameters),
+            token_rows=dict(rows),
+        )
+
+    def _all_linear(self) -> list[str]:
+        """Return the linear layers to adapt; note those left out."""
+        get_output = getattr(self.model, "get_output_embeddings", None)  # transformers' own name for the output layer
+        output = get_output() if callable(get_output) else None
+        chosen = []
+        for name in self.names:
+            module = self.modules[name]
+            kind = self.kinds[name]
+            if kind is None or kind.name != "linear" or (kind is OPAQUE and not isinstance(module, nn.Linear)):
+                continue
+            reason = (
+                ("excluded" if self.is_excluded(name) else None)
+                or ("trained whole" if self.is_trained(name) else None)
+                or ("output head" if module is output or HEAD_NAMES & set(name.split(".")) else None)
+                or ("in another layer" if not self._in_layers(name) else None)
+                or self._obstacle(name)
+            )
+            if reason:
+                self.left_out.append((name, reason))
+            else:
+                chosen.append(name)
+        return chosen
+
+    def _in_layers(self, name: str) -> bool:
+        if self.config.layers is None:
+            return True
+        found = _LAYER_NUMBER.search(name)
+        return found is not None and int(found[1]) in self.config.layers
+
+    def _obstacle(self, name: str) -> str | None:
+        module = self.modules[name]
+        kind = self.kinds[name]
+        return obstacle(module) or (conflict(module, kind, self.config) if kind else None)
+
+    def _sharing(self, name: str) -> list[str]:
+        """Return the other modules whose weight is this one's."""
+        weight = self.modules[name]._parameters.get("weight")
+        return [] if weight is None else [other for other in self.owners[id(weight)] if other != name]
+
+    def _tie_obstacle(self, name: str) -> str | None:
+        if self.is_excluded(name):
+            return "is excluded"
+        if self.is_trained(name):
+            return "is trained whole"
+        return self._obstacle(name)
+
+    def _twin_obstacle(self, target: Target) -> str | None:
+        """Return why a layer cannot use the update of another that its weight is shared with."""
+        if self.config.variant == "dora":
+            return "DoRA scales rows, which the two see differently"
+        if target.slices is not None or target.kind == "conv":
+            return "neither convolutions nor fused projections can share an update"
+        return None
+
+    def _target(self, name: str, tied_to: str | None) -> Target:
+        module = self.modules[name]
+        kind = self.kinds[name]
+        assert kind is not None
+        return self._sized(name, kind, module, tied_to)
+
+    def _sized(
+        self, name: str, kind: Kind, module: nn.Module, tied_to: str | None, *, experts: int | None = None
+    ) -> Target:
+        in_features, out_features = kind.sizes(module)
+        main = tied_to or name
+        r = self.config.rank_of(main)
+        term = Selector(tuple(self.config.fused)).term_for(name) if self.config.fused else None
+        slices = None if term is None else tuple(self.config.fused[term])
+        share = 1.0 if slices is None else sum(slices) / len(slices)
+        trained = r * (out_features * share)
+        if self.config.train_A:
+            trained += r * in_features * (1 if slices is None else sum(slices))
+        if self.config.variant == "dora":
+            trained += out_features
+        return Target(
+            name=name,
+            kind=kind.name,
+            in_features=in_features,
+            out_features=out_features,
+            r=r,
+            scaling=self.config.factor_of(main),
+            parameters=0 if tied_to else int(trained) * (experts or 1),
+            slices=slices,
+            experts=experts,
+            tied_to=tied_to,
+        )
+
+    def _half_trained(self) -> list[str]:
+        """Return a line for each module trained whole that shares a parameter with one that is not."""
+        return [
+            f"{inner!r} is trained whole, but shares a parameter with {outer!r}; train both, or untie them first"
+            for names in self.owners.values()
+            if len(names) > 1
+            for inner in names
+            for outer in names
+            if self.is_trained(inner) and not self.is_trained(outer)
+        ]
+
+    def _target_problems(
+        self,
+        selector: Selector,
+        term_of: Mapping[str, str],
+        wanted: Sequence[str],
+        reasons: Mapping[str, str | None],
+    ) -> list[str]:
+        """Return a line for each term that selects nothing adaptable, or else for each layer that cannot be adapted."""
+        served = {term_of[name] for name, reason in reasons.items() if reason is None}
+        only_trained = {term_of[name] for name in wanted} - {term_of[name] for name in reasons}
+        adaptable = [name for name, kind in self.kinds.items() if kind is not None]
+        found = []
+        for term in selector.terms:
+            if term in served or term in only_trained:
+                continue  # what selects only modules trained whole, as PEFT's own files do, is listed as left out
+            blocked = next((name for name in reasons if term_of[name] == term), None)
+            if blocked:
+                reason = (
+                    f"selects only what cannot be adapted: {blocked!r} {reasons[blocked]}{nearest(term, adaptable)}"
+                )
+            elif term not in term_of.values() and self._shadowed(term, served):
+                continue
+            elif term in term_of.values():
+                reason = "selects only what is excluded or in other layers"
+            else:
+                hint = " (a string is a regular expression for the full name; a list gives names)"
+                reason = f"matches no module{nearest(term, adaptable)}{hint if selector.is_regex else ''}"
+            found.append(f"target {term!r} {reason}")
+        if found:
+            return found
+        return [
+            f"{name!r} {reason}; exclude it or select more narrowly"
+            for name, reason in reasons.items()
+            if reason and any(parameter.ndim >= 2 for parameter in self.modules[name].parameters(recurse=False))
+        ]
+
+    def _shadowed(self, term: str, served: Iterable[str]) -> bool:
+        """Return whether longer terms have taken everything that `term` would select."""
+        return any(other.endswith("." + term) for other in served)
+
+    def _kinds(self) -> str:
+        """Return which layers with a weight matrix the model has, for a message."""
+        kinds = sorted({type(m).__name__ for m in self.modules.values() if _owns_matrix(m)})
+        return f"the model's layers are of the kinds {', '.join(kinds) or 'none'}; name those to adapt in a list"
 
 
-def _hint(selector: Selector) -> str:
-    return (
-        " (a string is a regular expression for the full name; a list gives names)" if isinstance(selector, str) else ""
-    )
+def _size_problems(target: Target, *, any_rank: bool) -> list[str]:
+    """Return a line where a rank is too high for a layer, or its slices do not divide it."""
+    out = target.out_features
+    if target.slices is not None:
+        if target.kind != "linear" or out % len(target.slices):
+            return [
+                f"fused gives {target.name!r} {len(target.slices)} slices, but it is a {target.kind} layer with {out} "
+                "outputs; only a linear layer whose outputs they divide can be fused"
+            ]
+        out //= len(target.slices)
+    if any_rank or target.r <= (limit := min(target.in_features, out)):
+        return []
+    size = f"at most {limit} for a layer of {target.in_features} x {out}"
+    return [f"r={target.r} is larger than {target.name!r} allows: {size}; lower r or exclude the layer"]
 
 
 def _owns_matrix(module: nn.Module) -> bool:
-    """Return whether a module holds a weight of its own that a low-rank update would make sense for."""
     return any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False))
-
-
-def _all_linear(
-    model: nn.Module, config: LoraConfig, trained: Sequence[str], excluded: Sequence[str]
-) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return the linear layers to adapt, and those left out with the reason."""
-    get_output = getattr(model, "get_output_embeddings", None)  # transformers' own name for the output layer
-    output = get_output() if callable(get_output) else None
-    chosen, left_out = [], []
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or not name:
-            continue
-        if _inside(name, excluded):
-            left_out.append((name, "excluded"))
-        elif _inside(name, trained):
-            left_out.append((name, "trained whole"))
-        elif module is output or HEAD_NAMES & set(name.split(".")):
-            left_out.append((name, "output head"))
-        elif reason := _obstacle(module, config):
-            left_out.append((name, reason))
-        else:
-            chosen.append(name)
-    return chosen, left_out
-
-
-def _rank_problems(modules: dict[str, nn.Module], chosen: Sequence[str], r: int) -> list[str]:
-    return [
-        f"r={r} is larger than {name!r} allows: at most {limit} for a layer of {target.in_features} x "
-        f"{target.out_features}; lower r or exclude the layer"
-        for name in chosen
-        if r > (limit := min((target := _target(name, modules[name], r)).in_features, target.out_features))
-    ]
-
-
-def _resolved(config: LoraConfig, chosen: Sequence[str], names: Sequence[str], *, exact: bool) -> LoraConfig:
-    """Return `config` with targets that select the chosen layers and nothing else, here and in PEFT.
-
-    They stay as given where they are `exact`. Otherwise they become last name parts ("query") where those select
-    exactly the chosen layers, and full names where not.
-    """
-    if exact and not config.exclude:
-        return config
-    short = tuple(sorted({name.rsplit(".", 1)[-1] for name in chosen}))
-    same = [name for name in names if matches(short, name)] == list(chosen)
-    return LoraConfig(**{**vars(config), "targets": short if same else tuple(chosen), "exclude": ()})

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from veneer.errors import unknown_name
-from veneer.lora.config import ALL_LINEAR, LoraConfig, Selector
+from veneer.lora.config import ALL_LINEAR, LoraConfig
 from veneer.lora.inject import adapt
+from veneer.lora.selectors import Terms
 from veneer.methods.anatomy import query_value
 
 
@@ -25,7 +26,7 @@ class Method:
     name: str
     learning_rate: float
     """Peak learning rate if the user names none."""
-    targets: Callable[[str], Selector] | None
+    targets: Callable[[str], Terms] | None
     """Model family to the layers that get a low-rank update; None trains every weight."""
 
 

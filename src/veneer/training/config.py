@@ -56,6 +56,8 @@ class RunConfig:
     """Arithmetic of forward and backward; "auto" is bfloat16 autocast where the hardware has it."""
     attention: Attention = "auto"
     """"auto" is eager on a CPU, where it is faster for short texts, and sdpa elsewhere."""
+    base_dropout: bool = False
+    """Whether the pretrained layers drop elements as they did in pretraining."""
     r: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
@@ -159,6 +161,7 @@ _RULES: tuple[tuple[str, str, Rule], ...] = (
     ("weight_decay", "a number from 0 to below 10", _number(0, 10)),
     ("validation_share", "a share above 0 and below 1", lambda value: _number(0, 1)(value) and value > 0),
     ("test_share", "a share from 0 to below 1", _number(0, 1)),
+    ("base_dropout", "True or False", lambda value: isinstance(value, bool)),
     ("precision", *_one_of(Precision)),
     ("attention", *_one_of(Attention)),
 )

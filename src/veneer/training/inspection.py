@@ -1,5 +1,6 @@
-"""What `veneer inspect` shows: the contents of an adapter folder, or the plan for a model whose weights stay unread."""
+"""What `veneer inspect` shows: what is in an adapter, alone or beside its base model; or the plan for a model alone."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -7,66 +8,108 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from veneer.data.sources import Notify, find_model
-from veneer.errors import AdapterFormatError, ConfigError, gathered
-from veneer.formats.adapter import read_adapter
+from veneer.errors import ConfigError
+from veneer.formats.convert import ReadOptions, read_any, sniff
+from veneer.lora.analysis import LayerReport, layer_report
 from veneer.lora.config import LoraConfig
-from veneer.lora.delta import delta_weight
+from veneer.lora.fingerprint import differs, fingerprint
+from veneer.lora.layers import adapted_slots, plain_weights
+from veneer.lora.plan import Plan
 from veneer.lora.state import AdapterState
-from veneer.lora.targets import Plan, plan
+from veneer.lora.targets import plan
+from veneer.lora.transfer import load_state
 from veneer.methods.table import find_method
+from veneer.training.merging import load_base, module_names
 from veneer.training.models import existing_head, loading_error
 from veneer.training.saved import CARD_FILE, TaskCard, find_trained, read_card
+
+VERDICTS: Mapping[bool | None, str] = {
+    True: "has the weights that the adapter was trained on",
+    False: "has other weights than those that the adapter was trained on",
+    None: "may have other weights: the adapter does not say what it was trained on",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseComparison:
+    """What was found out about a base model."""
+
+    model: str
+    fits: bool | None
+    """Whether its weights are those that the adapter was trained on; None where the adapter does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterDescription:
-    """The contents of an adapter folder; prints as a table."""
+    """The contents of an adapter; prints as a summary and a table."""
 
     path: Path
+    file_format: str
     adapter: AdapterState
     card: TaskCard | None
+    layers: tuple[LayerReport, ...]
+    base: BaseComparison | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return everything but the tensors as plain values."""
+        adapter = self.adapter
         return {
             "path": str(self.path),
-            "config": asdict(self.adapter.config),
-            "base_model": self.adapter.base_model,
-            "task_type": self.adapter.task_type,
+            "format": self.file_format,
+            "config": asdict(adapter.config),
+            "base_model": adapter.base_model,
+            "task_type": adapter.task_type,
             "task_card": None if self.card is None else asdict(self.card),
-            "layers": [
-                {"name": name, "r": len(A), "in": A.shape[1], "out": len(B), "delta_norm": self._norm(name)}
-                for name, (A, B) in self.adapter.updates.items()
-            ],
-            "trained_whole": {name: list(tensor.shape) for name, tensor in self.adapter.trained.items()},
+            "base": None if self.base is None else asdict(self.base),
+            "layers": [self._row(report) for report in self.layers],
+            "trained_whole": {name: list(tensor.shape) for name, tensor in adapter.trained.items()},
+            "trained_rows": {name: len(entry.ids) for name, entry in adapter.token_rows.items()},
             "lora_parameters": self._count(),
         }
 
     def __str__(self) -> str:
         config = self.adapter.config
+        layers = f"{len(self.layers)} layer{'s' * (len(self.layers) != 1)}"
         lines = [
-            f"adapter: {self.path}",
+            f"adapter: {self.path} ({self.file_format})",
             f"base model: {self.adapter.base_model}",
-            f"r={config.r}, alpha={config.alpha:g}, s={config.factor:g} ({config.scaling}), dropout={config.dropout:g}",
+            f"{config.variant} r={config.r}, alpha={config.alpha:g}, s={config.factor:g} ({config.scaling}), "
+            f"dropout={config.dropout:g}; {layers}, {self._count():,} low-rank parameters",
         ]
         if self.card is not None:
             lines.append(f"trained by {self.card.method} for the labels: {', '.join(self.card.labels)}")
-        width = max([len(name) for name in self.adapter.updates] + [len("module")])
-        lines.append(f"{'module':<{width}}  {'r':>4} {'in':>7} {'out':>7}  |s B A| (Frobenius)")
-        lines += [
-            f"{name:<{width}}  {len(A):>4} {A.shape[1]:>7} {len(B):>7}  {self._norm(name):.4f}"
-            for name, (A, B) in self.adapter.updates.items()
-        ]
         lines += [f"trained whole: {name} {tuple(tensor.shape)}" for name, tensor in self.adapter.trained.items()]
-        lines.append(f"{len(self.adapter.updates)} layers, {self._count():,} low-rank parameters")
-        return "\n".join(lines)
+        lines += [f"trained rows: {len(entry.ids)} of {name}" for name, entry in self.adapter.token_rows.items()]
+        if self.base is not None:
+            lines.append(f"{self.base.model} {VERDICTS[self.base.fits]}")
+        return "\n".join([*lines, *self._table()])
 
-    def _norm(self, name: str) -> float:
-        A, B = self.adapter.updates[name]
-        return float(delta_weight(A.float(), B.float(), self.adapter.config.factor).norm())
+    def _table(self) -> list[str]:
+        """Return a line for each layer, under a line of headings."""
+        if not self.layers:
+            return []
+        width = max(len("module"), *(len(report.name) for report in self.layers))
+        head = (
+            f"{'module':<{width}}  {'kind':<9} {'r':>4} {'in':>7} {'out':>7} {'s':>7} {'|s B A|':>9} {'eff. rank':>9}"
+        )
+        rows = [f"{head} {'|s B A|/|W|':>11} {'intruders':>9}" if self.base else head]
+        for report in self.layers:
+            row = self._row(report)
+            line = f"{report.name:<{width}}  {row['kind']:<9} {report.rank:>4} {row['in']:>7} {row['out']:>7}"
+            line += f" {row['scaling']:>7.4g} {report.delta_norm:>9.4f} {report.effective_rank:>9.2f}"
+            rows.append(f"{line} {report.relative_norm:>11.4f} {report.intruders:>9}" if self.base else line)
+        return rows
+
+    def _row(self, report: LayerReport) -> dict[str, object]:
+        update = self.adapter.updates[report.name]
+        A, B = update.matrices
+        values = {name: value for name, value in asdict(report).items() if name not in ("name", "rank")}
+        sizes = {"kind": update.kind, "r": report.rank, "in": A.shape[-1], "out": B.shape[-2]}
+        known = {name: value for name, value in values.items() if value is not None}
+        return {"name": report.name, **sizes, "scaling": self.adapter.factor(report.name), **known}
 
     def _count(self) -> int:
-        return sum(A.numel() + B.numel() for A, B in self.adapter.updates.values())
+        return sum(tensor.numel() for update in self.adapter.updates.values() for tensor in update.tensors().values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,21 +130,55 @@ class PlanDescription:
         return str(self.plan)
 
 
-def describe_adapter(path: Path) -> AdapterDescription:
-    """Return what is in an adapter folder, or in the run folder that holds one.
+def describe_adapter(
+    path: Path,
+    *,
+    file_format: str | None = None,
+    options: ReadOptions | None = None,
+    model: str | None = None,
+    notify: Notify | None = None,
+) -> AdapterDescription:
+    """Return what is in an adapter's folder or file, or in the run folder that holds one.
+
+    Args:
+        path: the folder or file.
+        file_format: a name in `FORMATS`; None means what the files look like.
+        options: what the files do not say themselves.
+        model: the base model, to compare each layer's change with its weight; that takes two singular value
+            decompositions of every adapted weight.
+        notify: takes one line for the user when something has to be fetched.
 
     Raises:
-        AdapterFormatError: the folder is not an adapter, or is broken.
+        AdapterFormatError: there is no adapter, or a broken one, or one that would have to be unpickled.
+        AdapterMismatchError: it does not fit the base model. Other weights in it are no error here, but a finding.
+        UnknownNameError, ConfigError, DataError, DownloadError: see `read_any` and `load_base`.
     """
-    folder = find_trained(path)
-    card = read_card(folder) if (folder / CARD_FILE).is_file() else None
-    adapter = read_adapter(folder)
-    tensors = {f"{name}.{part}": t for name, pair in adapter.updates.items() for part, t in pair._asdict().items()}
-    broken = [name for name, t in {**tensors, **adapter.trained}.items() if not bool(torch.isfinite(t).all())]
-    if broken:
-        headline = f"{folder} holds NaN or infinity and cannot be used; train it again, or take another copy. In:"
-        raise AdapterFormatError(gathered(headline, broken))
-    return AdapterDescription(path=folder, adapter=adapter, card=card)
+    found = find_trained(path) if path.is_dir() else path
+    card = read_card(found) if (found / CARD_FILE).is_file() else None
+    given = ReadOptions() if options is None else options
+    name = file_format or sniff(found, pickles=given.pickles)
+    if name == "kohya" and model is not None:
+        given = replace(given, model=module_names(model, notify))
+    adapter = read_any(found, file_format=name, options=given)
+    if model is None:
+        return AdapterDescription(
+            path=found, file_format=name, adapter=adapter, card=card, layers=layer_report(adapter)
+        )
+    network = load_base(adapter, find_model(model, notify), card)
+    load_state(network, adapter, any_base=True)
+    slots = adapted_slots(network)
+    with torch.no_grad():
+        weights = {layer: slots[layer].kind.matrix(slots[layer].base) for layer in adapter.updates}
+    present = fingerprint(plain_weights(slots))
+    fits = not differs(adapter.fingerprint, present) if adapter.fingerprint.keys() & present.keys() else None
+    return AdapterDescription(
+        path=found,
+        file_format=name,
+        adapter=adapter,
+        card=card,
+        layers=layer_report(adapter, weights),
+        base=BaseComparison(model=model, fits=fits),
+    )
 
 
 def describe_plan(

@@ -40,6 +40,7 @@ from veneer.training.encoding import Features, collator, encode, predict_logits
 from veneer.training.machine import describe_machine, describe_versions, peak_memory_bytes
 from veneer.training.models import Classifier, load_classifier, readable_tokens
 from veneer.training.output import move_results, partial_folder, require_free
+from veneer.training.recipe import narrow_frozen, without_base_dropout
 from veneer.training.saved import TaskCard, save_trained
 
 LOSS_POINTS_PER_EPOCH = 10
@@ -190,6 +191,9 @@ def _train_and_test(
         config=config.lora(),
         own_targets=config.targets is not None,
     )
+    if not config.base_dropout:
+        without_base_dropout(classifier.model)
+    narrow_frozen(classifier.model, resolved.precision)
     card = TaskCard(
         model=config.model,
         base_model=source.hub_id,

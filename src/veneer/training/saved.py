@@ -25,6 +25,7 @@ from veneer.results import Scores
 from veneer.training.config import resolve_attention, resolve_precision
 from veneer.training.encoding import encode, predict_logits
 from veneer.training.models import Classifier, load_classifier
+from veneer.training.recipe import narrow_frozen
 
 CARD_FILE = "veneer.json"
 CARD_SCHEMA = 1
@@ -83,8 +84,12 @@ class SavedClassifier:
         tokenizer = self.classifier.tokenizer
         unlabelled = Examples(texts=examples.texts, pairs=examples.pairs, labels=None)
         rows = encode(unlabelled, tokenizer, labels=self.card.labels, max_tokens=self.card.max_tokens)
-        precision = resolve_precision("auto") if self.card.precision == "bfloat16" else "float32"
-        return predict_logits(self.classifier.model, rows, tokenizer, precision=precision)
+        return predict_logits(self.classifier.model, rows, tokenizer, precision=_precision(self.card))
+
+
+def _precision(card: TaskCard) -> str:
+    """Return the arithmetic the classifier was tested in, or float32 where this machine has no other."""
+    return resolve_precision("auto") if card.precision == "bfloat16" else "float32"
 
 
 def save_trained(classifier: Classifier, card: TaskCard, folder: Path) -> Path:
@@ -118,7 +123,9 @@ def load_trained(path: Path, *, model: str | None = None, notify: Notify | None 
         source = ModelSource(name=str(folder), location=str(folder), hub_id=str(folder))
         return SavedClassifier(card=card, classifier=_load_whole(source, card.labels))
     classifier = _load_base(find_model(model or card.model, notify), card.labels)
-    load(classifier.model, folder)
+    load(classifier.model, folder, trainable=True)
+    narrow_frozen(classifier.model, _precision(card))
+    classifier.model.requires_grad_(False)
     if torch.cuda.is_available():
         classifier.model.to("cuda")  # type: ignore[arg-type]
     return SavedClassifier(card=card, classifier=classifier)

@@ -1,0 +1,315 @@
+"""Layer kinds: how each sees its weight as a matrix (out, in), and how it adds a low-rank update to its output.
+
+An update (`updates.py`) knows nothing of layers, and a kind knows nothing of LoRA or DoRA: each pair works without a
+class of its own.
+
+| kind       | layers                                              | weight as (out, in)                       |
+| linear     | nn.Linear; transformers' Conv1D (transposed)        | as it is; its transpose                   |
+| linear     | quantised or foreign layers with in_/out_features   | not at hand: found by probing, on request |
+| embedding  | nn.Embedding                                        | transposed: (dim, tokens)                 |
+| conv       | nn.Conv1d, nn.Conv2d, nn.Conv3d                     | (out, channels / groups * kernel)         |
+| parameter  | a parameter that its module computes with itself    | as it is, or each expert's transpose      |
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parameter import is_lazy
+
+from veneer.lora.delta import add_delta_output
+from veneer.lora.state import KindName
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+POINTWISE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+TRANSPOSED_CLASS = "transformers.pytorch_utils.Conv1D"
+
+
+class Kind(ABC):
+    """One kind of layer; stateless, so that copies and pickles of a layer share its meaning."""
+
+    name: ClassVar[KindName] = "linear"
+    weight_name: str = "weight"
+    """Name of the adapted parameter in its module."""
+
+    @abstractmethod
+    def sizes(self, module: nn.Module) -> tuple[int, int]:
+        """Return (in, out): columns and rows of the weight's matrix."""
+
+    @abstractmethod
+    def matrix(self, module: nn.Module) -> Float[Tensor, "*stack out in"]:
+        """Return the weight seen as (out, in)."""
+
+    def shaped(self, matrix: Float[Tensor, "*stack out in"], module: nn.Module) -> Tensor:
+        """Return a matrix (out, in) in the shape and dtype of the module's weight: the way back."""
+        weight: Tensor = getattr(module, self.weight_name)
+        return matrix.reshape(weight.shape).to(weight.dtype)
+
+    @abstractmethod
+    def add(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        base_output: Tensor,
+        factors: tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]],
+        scaling: Float[Tensor, ""],
+    ) -> Tensor:
+        """Return the base's output plus the update's share, s B A x."""
+
+    def per_channel(self, vector: Float[Tensor, " out"], module: nn.Module) -> Tensor:
+        """Return a value for each output in a shape that multiplies the output."""
+        return vector
+
+    def dropped(self, x: Tensor, probability: float) -> Tensor:
+        """Return x with elements zeroed at random, where x has elements to zero."""
+        return functional.dropout(x, probability)
+
+    def cast(self, x: Tensor) -> Tensor:
+        """Return x in autocast's dtype, once, where the base and the update would each cast it."""
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # which autocast leaves alone
+            return x.to(torch.get_autocast_dtype(x.device.type))
+        return x
+
+
+class LinearKind(Kind):
+    """`nn.Linear`: the weight is the matrix."""
+
+    def sizes(self, module: nn.Module) -> tuple[int, int]:
+        """Return (in_features, out_features)."""
+        in_features, out_features = module.in_features, module.out_features
+        assert isinstance(in_features, int)
+        assert isinstance(out_features, int)
+        return in_features, out_features
+
+    def matrix(self, module: nn.Module) -> Float[Tensor, "out in"]:
+        """Return the weight."""
+        return module.get_parameter("weight")
+
+    def add(
+        self,
+        module: nn.Module,
+        x: Float[Tensor, "*batch in"],
+        base_output: Float[Tensor, "*batch out"],
+        factors: tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]],
+        scaling: Float[Tensor, ""],
+    ) -> Float[Tensor, "*batch out"]:
+        """Map x (*batch, in) and the base's output (*batch, out) to (*batch, out)."""
+        return add_delta_output(base_output, x, *factors, scaling)
+
+
+class TransposedKind(LinearKind):
+    """transformers' `Conv1D` (GPT-2): a linear layer that stores its weight as (in, out)."""
+
+    def sizes(self, module: nn.Module) -> tuple[int, int]:
+        """Return the sides of the weight."""
+        in_features, out_features = module.get_parameter("weight").shape
+        return in_features, out_features
+
+    def matrix(self, module: nn.Module) -> Float[Tensor, "out in"]:
+        """Return the transpose of the weight."""
+        return module.get_parameter("weight").t()
+
+    def shaped(self, matrix: Float[Tensor, "out in"], module: nn.Module) -> Float[Tensor, "in out"]:
+        """Return the matrix as the module stores it."""
+        return matrix.t().contiguous().to(module.get_parameter("weight").dtype)
+
+
+class OpaqueKind(LinearKind):
+    """A linear layer whose weight is not a float matrix at hand: quantised, parametrised, or somebody's own class.
+
+    The layer is called and the update added to what it returns; its weight is never read in a forward pass.
+    """
+
+    def matrix(self, module: nn.Module) -> Float[Tensor, "out in"]:
+        """Return the weight by sending the identity through the layer: exact where the layer is x W^T + b."""
+        in_features, _ = self.sizes(module)
+        return self._sent(module, torch.eye(in_features)).sub(self.offset(module)).t()
+
+    def offset(self, module: nn.Module) -> Float[Tensor, " out"]:
+        """Return what the layer makes of zeros: b."""
+        in_features, _ = self.sizes(module)
+        return self._sent(module, torch.zeros(in_features))
+
+    def _sent(self, module: nn.Module, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        own = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point() and t.dtype.itemsize > 1]
+        place = next(iter([*own, *module.parameters(), *module.buffers(), x]))
+        with torch.no_grad():
+            output: Tensor = module(x.to(place.device, own[0].dtype if own else torch.float32))
+        return output
+
+
+class EmbeddingKind(Kind):
+    """`nn.Embedding`: a matrix applied to one-hot vectors, stored transposed as (tokens, dim)."""
+
+    name = "embedding"
+
+    def sizes(self, module: nn.Module) -> tuple[int, int]:
+        """Return (tokens, dim)."""
+        tokens, dim = module.get_parameter("weight").shape
+        return tokens, dim
+
+    def matrix(self, module: nn.Module) -> Float[Tensor, "dim tokens"]:
+        """Return the transpose of the weight."""
+        return module.get_parameter("weight").t()
+
+    def shaped(self, matrix: Float[Tensor, "dim tokens"], module: nn.Module) -> Float[Tensor, "tokens dim"]:
+        """Return the matrix as the module stores it."""
+        return matrix.t().contiguous().to(module.get_parameter("weight").dtype)
+
+    def add(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        base_output: Float[Tensor, "*batch dim"],
+        factors: tuple[Float[Tensor, "r tokens"], Float[Tensor, "dim r"]],
+        scaling: Float[Tensor, ""],
+    ) -> Float[Tensor, "*batch dim"]:
+        """Map ids (*batch) and the base's output (*batch, dim) to (*batch, dim): columns of A are looked up."""
+        assert isinstance(module, nn.Embedding)
+        A, B = factors
+        hidden = functional.embedding(x, A.t(), padding_idx=module.padding_idx)
+        raised = functional.linear(hidden * scaling, B)
+        return base_output + raised.to(base_output.dtype)  # a sum of its own: autocast would round a fused one
+
+    def dropped(self, x: Tensor, probability: float) -> Tensor:
+        """Return the ids: there is nothing to drop."""
+        return x
+
+    def cast(self, x: Tensor) -> Tensor:
+        """Return the ids."""
+        return x
+
+
+class ConvKind(Kind):
+    """`nn.Conv1d/2d/3d`: B A is the kernel, so stride, padding, dilation and groups act on the update as on the base.
+
+    A is a convolution like the base's with r channels for each group, B one of width 1 that mixes them.
+    """
+
+    name = "conv"
+
+    def sizes(self, module: nn.Module) -> tuple[int, int]:
+        """Return (channels / groups * kernel, out channels)."""
+        weight = module.get_parameter("weight")
+        return math.prod(weight.shape[1:]), weight.shape[0]
+
+    def matrix(self, module: nn.Module) -> Float[Tensor, "out in"]:
+        """Return the kernel, flattened but for its first dimension."""
+        return module.get_parameter("weight").flatten(1)
+
+    def add(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        base_output: Tensor,
+        factors: tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]],
+        scaling: Float[Tensor, ""],
+    ) -> Tensor:
+        """Map x (batch, channels, *space) and the base's output (batch, out, *space) to the latter's shape."""
+        assert isinstance(module, CONVOLUTIONS)
+        A, B = factors
+        spatial = module.weight.shape[2:]
+        kernel = A.to(x.dtype).view(A.shape[0], -1, *spatial).repeat(module.groups, 1, *[1] * len(spatial))
+        hidden = module._conv_forward(x, kernel, None)  # the base's own padding, stride and dilation
+        scaled = (hidden * scaling).to(base_output.dtype)
+        mixer = B.to(scaled.dtype).view(*B.shape, *[1] * len(spatial))
+        raised: Tensor = POINTWISE[len(spatial)](scaled, mixer, groups=module.groups)
+        return base_output + raised
+
+    def per_channel(self, vector: Float[Tensor, " out"], module: nn.Module) -> Tensor:
+        """Return the vector with a dimension of 1 for each of the kernel's."""
+        return vector.view(-1, *[1] * (module.get_parameter("weight").ndim - 2))
+
+
+@dataclass(frozen=True)
+class ParameterKind(Kind):
+    """A parameter that its module computes with itself: (out, in), or (experts, out, in) for stacked experts."""
+
+    weight_name: str = "weight"
+    name: ClassVar[KindName] = "parameter"
+
+    def sizes(self, module: nn.Module) -> tuple[int, int]:
+        """Return (in, out) of the matrix, or of each expert's."""
+        matrix = self.matrix(module)
+        return matrix.shape[-1], matrix.shape[-2]
+
+    def matrix(self, module: nn.Module) -> Float[Tensor, "*stack out in"]:
+        """Return the parameter; transposed where its module says that it stores experts as (in, out)."""
+        parameter = module.get_parameter(self.weight_name)
+        return parameter.transpose(-1, -2) if self._is_transposed(module) else parameter
+
+    def shaped(self, matrix: Float[Tensor, "*stack out in"], module: nn.Module) -> Tensor:
+        """Return the matrices as the module stores them."""
+        stored = matrix.transpose(-1, -2).contiguous() if self._is_transposed(module) else matrix
+        return stored.to(module.get_parameter(self.weight_name).dtype)
+
+    def add(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        base_output: Tensor,
+        factors: tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]],
+        scaling: Float[Tensor, ""],
+    ) -> Tensor:
+        """Never called: the module computes with the merged parameter."""
+        raise NotImplementedError
+
+    def _is_transposed(self, module: nn.Module) -> bool:
+        return module.get_parameter(self.weight_name).ndim == 3 and bool(getattr(module, "is_transposed", False))
+
+
+LINEAR, TRANSPOSED, OPAQUE = LinearKind(), TransposedKind(), OpaqueKind()
+EMBEDDING, CONV = EmbeddingKind(), ConvKind()
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """Return the kind of a layer, or None where no low-rank update is defined for it."""
+    if isinstance(module, nn.Embedding):
+        return EMBEDDING
+    if isinstance(module, CONVOLUTIONS):
+        return CONV
+    if f"{type(module).__module__}.{type(module).__qualname__}" == TRANSPOSED_CLASS:
+        return TRANSPOSED
+    if not isinstance(getattr(module, "in_features", None), int) or not isinstance(
+        getattr(module, "out_features", None), int
+    ):
+        return None
+    return LINEAR if _is_plain_linear(module) else OPAQUE
+
+
+def obstacle(module: nn.Module) -> str | None:
+    """Return why a module cannot be adapted, or None where it can."""
+    kind = kind_of(module)
+    if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+        return f"is a {type(module).__name__} whose sizes are not known yet; run the model once first"
+    if kind is None:
+        return f"is a {type(module).__name__}; linear, embedding and convolution layers can be adapted"
+    if kind in (EMBEDDING, CONV) and type(module).forward not in {cls.forward for cls in (nn.Embedding, *CONVOLUTIONS)}:
+        return f"is a {type(module).__name__} with a forward pass of its own; its update is not defined"
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
+        return "is an Embedding with max_norm or sparse gradients, which change its weight by themselves"
+    if any(parameter.is_inference() for parameter in module.parameters(recurse=False)):
+        return "was made in inference mode, where nothing can be trained; make it outside"
+    if kind is not OPAQUE and not _is_float_parameter(module):
+        return f"is a {type(module).__name__} without a floating-point weight of its own"
+    return None
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Linear)
+        and type(module).forward is nn.Linear.forward
+        and _is_float_parameter(module)
+        and type(module.weight.data) is Tensor
+        and module.weight.shape == (module.out_features, module.in_features)
+    )
+
+
+def _is_float_parameter(module: nn.Module) -> bool:
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.is_floating_point() and weight.dtype.itemsize > 1
