@@ -38,6 +38,7 @@ def compare(
     alpha: options.Alpha = 16.0,
     dropout: options.Dropout = 0.0,
     precision: options.Precision = "auto",
+    base_dropout: options.BaseDropout = True,
     quick: Annotated[
         bool, typer.Option("--quick", help="A smaller version, about a minute, labelled as such.")
     ] = False,
@@ -82,6 +83,7 @@ def compare(
         r=r,
         alpha=alpha,
         dropout=dropout,
+        base_dropout=base_dropout,
         precision=precision,  # type: ignore[arg-type]  # checked by RunConfig
         quick=quick,
     )

@@ -27,6 +27,10 @@ MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Longer texts are c
 Rank = Annotated[int, typer.Option("--r", help="Rank of the low-rank updates.")]
 Alpha = Annotated[float, typer.Option("--alpha", help="Scaling is alpha / r.")]
 Dropout = Annotated[float, typer.Option("--dropout", help="Dropout before A.")]
+BaseDropout = Annotated[
+    bool,
+    typer.Option("--base-dropout/--no-base-dropout", help="Dropout in the pretrained layers; off is faster on a CPU."),
+]
 Precision = Annotated[str, typer.Option("--precision", help="auto, float32 or bfloat16.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results at the output path.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]

@@ -32,6 +32,7 @@ def train(
     dropout: options.Dropout = 0.0,
     scaling: Annotated[str, typer.Option(help="lora (alpha / r) or rslora (alpha / sqrt r).")] = "lora",
     precision: options.Precision = "auto",
+    base_dropout: options.BaseDropout = True,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Fine-tune on labelled text; leaves the adapter in OUT/adapter/ and the figures in OUT/results.json."""
@@ -56,6 +57,7 @@ def train(
         batch_size=batch_size,
         learning_rate=learning_rate,
         max_tokens=max_tokens,
+        base_dropout=base_dropout,
         precision=precision,  # type: ignore[arg-type]  # checked by RunConfig, as are the next two
         r=r,
         alpha=alpha,

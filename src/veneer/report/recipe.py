@@ -20,6 +20,7 @@ SETTING_LABELS: Mapping[str, str] = {
     "learning_rate": "Learning rate",
     "warmup_ratio": "Warm-up, share of steps",
     "weight_decay": "Weight decay",
+    "base_dropout": "Dropout in the pretrained layers",
     "dropout": "LoRA dropout",
     "r": "LoRA r",
     "alpha": "LoRA alpha",

@@ -1,11 +1,11 @@
 """What every method shares about its arithmetic, so that a comparison compares methods and not recipes.
 
-- Frozen weights are kept in bfloat16 where the run computes in bfloat16: autocast would cast them again in each
-  forward pass. Whatever is trained stays in float32, and autocast computes with it in bfloat16.
-- The frozen base's dropout is off (`base_dropout` puts it back): the pretrained layers' own noise costs a fifth of a
-  step on a CPU. The head's dropout and the update's stay.
+- Frozen linear layers are kept in bfloat16 where the run computes in bfloat16. Autocast would cast their weights in each
+  forward pass, so nothing is computed differently. Whatever is trained stays in float32.
+- The pretrained layers' dropout is on, as in pretraining. `base_dropout=False` switches it off, which saves a fifth of
+  a step on a CPU; it is no default before its accuracy has been measured.
 
-docs/performance.md has the measurements, and the accuracies with and without.
+docs/performance.md has the measurements.
 """
 
 import torch
@@ -24,7 +24,7 @@ def without_base_dropout(model: nn.Module) -> None:
 
 
 def narrow_frozen(model: nn.Module, precision: str) -> None:
-    """Keep every weight that is not trained in the dtype of `precision`; shared weights stay shared.
+    """Keep the linear layers that are not trained in the dtype of `precision`; shared weights stay as they are.
 
     Args:
         model: a model whose `requires_grad` flags say what is trained.
@@ -32,10 +32,12 @@ def narrow_frozen(model: nn.Module, precision: str) -> None:
     """
     if precision != "bfloat16":
         return
-    narrow: dict[int, nn.Parameter] = {}
+    others = {
+        id(p) for module in model.modules() if not isinstance(module, nn.Linear) for p in module.parameters(False)
+    }
     for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and not parameter.requires_grad and parameter.dtype == torch.float32:
-                if id(parameter) not in narrow:
-                    narrow[id(parameter)] = nn.Parameter(parameter.bfloat16(), requires_grad=False)
-                module._parameters[name] = narrow[id(parameter)]
+        if isinstance(module, nn.Linear) and not any(p.requires_grad or id(p) in others for p in module.parameters()):
+            module._parameters = {
+                name: None if p is None else nn.Parameter(p.to(torch.bfloat16), requires_grad=False)
+                for name, p in module._parameters.items()
+            }
