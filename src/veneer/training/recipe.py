@@ -1,7 +1,7 @@
 """What every method shares about its arithmetic, so that a comparison compares methods and not recipes.
 
-- Frozen linear layers are kept in bfloat16 where the run computes in bfloat16. Autocast would cast their weights in each
-  forward pass, so nothing is computed differently. Whatever is trained stays in float32.
+- Frozen linear layers are kept in bfloat16 where the run computes in bfloat16: autocast would cast their weights each
+  time, so nothing is computed differently. Whatever is trained stays in float32.
 - The pretrained layers' dropout is on, as in pretraining. `base_dropout=False` switches it off, which saves a fifth of
   a step on a CPU; it is no default before its accuracy has been measured.
 
