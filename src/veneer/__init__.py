@@ -9,12 +9,18 @@ with disabled(model): ...      the base model's own output
 with merged(model): ...        plain layers with merged weights
 merge(model)                   make the adapter permanent
 remove(model)                  the original modules back, bit for bit
+set_strength(model, share)     let a share of the adapter act
+swap(model, value)             another adapter of the same shape, in place
+optimizer_groups(model, lr=)   LoRA+: B learns faster than A
+algebra, analysis              sums, shrinking, extraction, TIES, DARE; norms, effective rank, intruder dimensions
 """
 
 from veneer.errors import VeneerError
 from veneer.formats.adapter import load, save
+from veneer.lora import algebra, analysis
 from veneer.lora.config import LoraConfig
 from veneer.lora.inject import adapt, disabled, merge, merged, remove, set_strength
+from veneer.lora.optimizer import optimizer_groups
 from veneer.lora.plan import Plan
 from veneer.lora.state import AdapterState
 from veneer.lora.targets import plan
@@ -28,11 +34,14 @@ __all__ = [
     "Plan",
     "VeneerError",
     "adapt",
+    "algebra",
+    "analysis",
     "disabled",
     "load",
     "load_state",
     "merge",
     "merged",
+    "optimizer_groups",
     "plan",
     "remove",
     "save",

@@ -248,7 +248,7 @@ def adapted_root(model: nn.Module) -> tuple[nn.Module, Adaptation]:
 
 def trained_names(the_plan: Plan, root: nn.Module) -> list[str]:
     """Return the full names of the tensors that are trained besides the updates."""
-    bases = dict(plain_modules(root))
+    bases = dict(plain_modules(root)) if the_plan.trained_modules else {}
     inside = [
         f"{name}.{key}"
         for name in the_plan.trained_modules
@@ -260,9 +260,10 @@ def trained_names(the_plan: Plan, root: nn.Module) -> list[str]:
 
 def own_tensors(root: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Return parameters and buffers, the very objects, by the full names they have in the plain model."""
-    bases = dict(plain_modules(root))
+    wanted = list(names)
+    bases = dict(plain_modules(root)) if wanted else {}
     found: dict[str, Tensor] = {}
-    for name in names:
+    for name in wanted:
         path, _, leaf = name.rpartition(".")
         owner = bases[path]
         tensor = owner._parameters.get(leaf)
@@ -275,8 +276,8 @@ def exchange(root: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 
     Objects change places and no value is written, so a graph that was recorded before stays valid.
     """
-    bases = dict(plain_modules(root))
     earlier = own_tensors(root, tensors)
+    bases = dict(plain_modules(root)) if tensors else {}
     for name, tensor in tensors.items():
         path, _, leaf = name.rpartition(".")
         owner, present = bases[path], earlier[name]

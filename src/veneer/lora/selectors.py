@@ -39,12 +39,14 @@ class Selector:
         """Return the term that selects `name`, the longest where several do, or None."""
         if self._regex is not None:
             return self.terms[0] if self._regex.fullmatch(name) else None
-        return next((end for end in name_ends(name) if end in self._names), None)
+        return next((end for end in name_ends(name) if end in self._names), None) if self._names else None
 
     def idle(self, names: Iterable[str]) -> list[str]:
         """Return the terms that match none of `names`."""
         if self._regex is not None:
             return [] if any(self._regex.fullmatch(name) for name in names) else list(self.terms)
+        if not self.terms:
+            return []
         present = {end for name in names for end in name_ends(name)}
         return [term for term in self.terms if term not in present]
 
@@ -78,6 +80,8 @@ class Pattern:
 
     def idle(self, names: Iterable[str]) -> list[str]:
         """Return the keys that match none of `names`."""
+        if not self._keys:
+            return []
         known = list(names)
         ends = {end for name in known for end in name_ends(name)}
         unmatched = [(place, key) for key, (place, _) in self._plain.items() if key not in ends]

@@ -156,7 +156,7 @@ def _fill(root: nn.Module, adapter: AdapterState) -> None:
 
 def _fill_others(root: nn.Module, adapter: AdapterState) -> None:
     """Write what the adapter holds besides updates; onto the meta device comes the adapter's tensor itself."""
-    slots = adapted_slots(root)
+    slots = adapted_slots(root) if adapter.token_rows else {}
     present = own_tensors(root, adapter.trained)
     with torch.no_grad():
         for name, values in adapter.token_rows.items():
@@ -219,7 +219,7 @@ def _misfits(model: nn.Module, the_plan: Plan, adapter: AdapterState) -> list[st
     ]
     for name in sorted(expected.keys() & adapter.trained):
         found += _tensor_problems(name, adapter.trained[name], tuple(expected[name].shape), expected[name].dtype)
-    modules = dict(plain_modules(model))
+    modules = dict(plain_modules(model)) if adapter.token_rows else {}
     for name in the_plan.config.token_rows.keys() ^ adapter.token_rows.keys():
         found.append(f"{name}: the adapter holds token rows that the model does not train, or the other way round")
     for name, ids in the_plan.config.token_rows.items():
