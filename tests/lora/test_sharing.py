@@ -225,3 +225,41 @@ def test_swapping_in_what_does_not_fit_changes_nothing(tied):
     veneer.remove(tied)
     with pytest.raises(AdapterStateError, match="not adapted"):
         veneer.swap(tied, veneer.state(twin))
+
+
+@pytest.mark.parametrize("pattern", [{"alpha_pattern": {"embed": 2.0}}, {"rank_pattern": {"embed": 2}}])
+def test_a_twin_has_the_rank_and_the_scaling_of_the_layer_it_is_tied_to(tied, pattern):
+    veneer.adapt(tied, LoraConfig(r=4, targets=["embed"], **pattern))
+    output = stir(tied)(IDS)
+    adapter = veneer.state(tied)
+    torch.testing.assert_close(adapter.delta("embed").t(), adapter.delta("lm_head"))
+    veneer.swap(tied, adapter)
+    torch.testing.assert_close(tied(IDS), output)
+
+
+def test_rows_of_an_embedding_that_is_adapted_through_its_tie_are_refused(tied):
+    with pytest.raises(TargetError, match="is adapted or trained as well"):
+        veneer.plan(tied, LoraConfig(r=4, targets=["lm_head"], token_rows={"embed": [1]}))
+
+
+def test_what_would_be_lost_is_refused(tied):
+    with pytest.raises(AdapterStateError, match="compiled already"):
+        veneer.adapt(torch.compile(tied, backend="eager"), LoraConfig(r=2, targets=["body"]))
+    with pytest.raises(AdapterStateError, match="inference_mode"), torch.inference_mode():
+        veneer.adapt(tied, LoraConfig(r=2, targets=["body"]))
+
+
+def test_a_second_derivative_is_refused_and_not_wrong(tied):
+    veneer.adapt(tied, LoraConfig(r=2, targets=["body"]))
+    x = torch.randn(2, 7, requires_grad=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(stir(tied).body(x).sum(), x, create_graph=True)
+
+
+def test_the_row_norms_of_dora_do_not_overflow_in_float16():
+    net = nn.Sequential(nn.Linear(512, 3))
+    nn.init.constant_(net[0].weight, 20.0)
+    veneer.adapt(net, LoraConfig(r=2, targets=["0"], variant="dora"))
+    x = torch.full((1, 512), 1e-3)
+    expected = net(x)
+    torch.testing.assert_close(net.half()(x.half()).float(), expected, rtol=1e-2, atol=1e-2)

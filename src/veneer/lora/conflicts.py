@@ -8,6 +8,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from veneer.lora.config import LoraConfig
 from veneer.lora.init import INITS
 from veneer.lora.kinds import OPAQUE, Kind
+from veneer.lora.plan import Target
 
 Rule = Callable[[nn.Module, Kind, LoraConfig], bool]
 
@@ -48,3 +49,19 @@ RULES: tuple[tuple[Rule, str], ...] = (
 def conflict(module: nn.Module, kind: Kind, config: LoraConfig) -> str | None:
     """Return why `config` cannot be applied to a layer that can be adapted as such, or None where it can."""
     return next((reason for applies, reason in RULES if applies(module, kind, config)), None)
+
+
+def size_problems(target: Target, *, any_rank: bool) -> list[str]:
+    """Return a line where a rank is too high for a layer, or its slices do not divide it."""
+    out = target.out_features
+    if target.slices is not None:
+        if target.kind != "linear" or out % len(target.slices):
+            return [
+                f"fused gives {target.name!r} {len(target.slices)} slices, but it is a {target.kind} layer with {out} "
+                "outputs; only a linear layer whose outputs they divide can be fused"
+            ]
+        out //= len(target.slices)
+    if any_rank or target.r <= (limit := min(target.in_features, out)):
+        return []
+    size = f"at most {limit} for a layer of {target.in_features} x {out}"
+    return [f"r={target.r} is larger than {target.name!r} allows: {size}; lower r or exclude the layer"]

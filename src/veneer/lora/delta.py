@@ -78,7 +78,8 @@ def row_norms(
     |w + s b A|^2 = |w|^2 + 2 s b . (w A^T) + s^2 b . (b A A^T), for a row w of W0 and b of B: products of the size of
     W0 A^T. Where the update cancels the weight, the rounding of the squares shows: relative error up to sqrt(eps).
     """
-    wide: Tensor = weight.to(A.dtype)
+    dtype = torch.promote_types(A.dtype, torch.float32)  # squares overflow in float16
+    wide, A, B = weight.to(dtype), A.to(dtype), B.to(dtype)
     At = A.transpose(-1, -2)
     squares = torch.linalg.vector_norm(wide, dim=-1).square()
     mixed = (wide @ At).mul(2 * scaling) + (B @ (A @ At)).mul(scaling * scaling)

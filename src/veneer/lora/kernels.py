@@ -18,7 +18,7 @@ Source: the equations are those of Hu et al. 2021, arXiv 2106.09685, equation 3,
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 LEVELS = 1 << 16
 """Dropout compares 16 random bits with the probability: its error is below 2^-17, and the scale is exact for it."""
@@ -85,8 +85,9 @@ class _AdaptedLinear(torch.autograd.Function):
         return h.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("an adapted linear layer has no second derivative; do without create_graph=True here")
         x, weight, A, B, scaling, z = ctx.saved_tensors  # type: ignore[attr-defined]
         needs_x, _, needs_bias, needs_A, needs_B, *_ = ctx.needs_input_grad  # type: ignore[attr-defined]
         g = gradients[0].reshape(-1, weight.shape[0])

@@ -85,7 +85,7 @@ class Pattern:
         known = list(names)
         ends = {end for name in known for end in name_ends(name)}
         unmatched = [(place, key) for key, (place, _) in self._plain.items() if key not in ends]
-        unmatched += [(place, key) for key, (place, _) in self._exact.items() if key not in ends]
+        unmatched += [(place, key) for key, (place, _) in self._exact.items() if key not in set(known)]
         unmatched += [(place, r.pattern) for place, r, _ in self._regexes if not any(map(r.fullmatch, known))]
         return [self._keys[place] for place, _ in sorted(unmatched)]
 

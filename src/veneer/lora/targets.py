@@ -9,14 +9,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from veneer.errors import AdapterStateError, TargetError, gathered
 from veneer.lora.config import ALL_LINEAR, LoraConfig
-from veneer.lora.conflicts import conflict
+from veneer.lora.conflicts import conflict, size_problems
 from veneer.lora.kinds import EMBEDDING, OPAQUE, Kind, ParameterKind, kind_of, obstacle
 from veneer.lora.plan import Plan, Target
 from veneer.lora.selectors import Inside, Pattern, Selector, exact_terms, nearest
+from veneer.lora.state import fitted
 
 ADAPTATION = "veneer_adaptation"
 """The attribute in which `adapt` leaves its record on the module it was called with."""
@@ -40,11 +42,17 @@ def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = (), *
         AdapterStateError: the model is adapted already.
         TargetError: a selector matches nothing, or matches what cannot be adapted; every problem is named.
     """
+    if "_orig_mod" in model._modules:
+        raise AdapterStateError("the model is compiled already; adapt it first and compile it then")
+    if torch.is_inference_mode_enabled():
+        raise AdapterStateError(
+            "within torch.inference_mode nothing can be adapted that is used outside; leave it first"
+        )
     survey = _Survey(model, config, train_also, any_rank=any_rank)
     chosen = survey.choose()
     targets = survey.targets(chosen)
     parameters = survey.parameter_targets()
-    rows = survey.token_row_names(chosen)
+    rows = survey.token_row_names([target.name for target in targets])
     problems = survey.problems + survey.idle_patterns([*targets, *parameters])
     if not targets and not parameters and not survey.trained and not rows and not problems:
         problems.append("nothing is left to train: no layer is targeted and train_also is empty")
@@ -64,11 +72,6 @@ def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = (), *
         trained_parameters=sum(counts.values()) + row_count,
         base_parameters=sum(p.numel() for p in model.parameters()),
     )
-
-
-def matches(selector: str | Sequence[str], name: str) -> bool:
-    """Return whether a module's full name is selected."""
-    return Selector(selector)(name)
 
 
 class _Survey:
@@ -129,7 +132,7 @@ class _Survey:
             if name not in wanted and (reason := self._tie_obstacle(name)):
                 self.problems.append(f"{first!r} shares its weight with {name!r}, which {reason}; untie them first")
             target = self._target(name, tied_to)
-            self.problems += _size_problems(target, any_rank=self.any_rank)
+            self.problems += size_problems(target, any_rank=self.any_rank)
             if tied_to and (reason := self._twin_obstacle(target)):
                 self.problems.append(f"{first!r} shares its weight with {name!r}, and {reason}; untie them first")
             found.append(target)
@@ -168,7 +171,7 @@ class _Survey:
                 continue
             experts = parameter.shape[0] if parameter.ndim == 3 else None
             target = self._sized(name, kind, self.modules[module], None, experts=experts)
-            self.problems += _size_problems(target, any_rank=self.any_rank)
+            self.problems += size_problems(target, any_rank=self.any_rank)
             found.append(target)
         return found
 
@@ -187,6 +190,11 @@ class _Survey:
                 self.problems.append(f"token_rows {term!r}: {hits[0]!r} {reason or 'is adapted or trained as well'}")
             if max(ids) >= tokens:
                 self.problems.append(f"token_rows {term!r} asks for id {max(ids)}, but {hits[0]!r} has {tokens} rows")
+            if hits[0] in found:
+                self.problems.append(f"token_rows {term!r} names {hits[0]!r} a second time; give all its ids at once")
+            for other in self._sharing(hits[0]):
+                if reason := self._tie_obstacle(other):
+                    self.problems.append(f"token_rows {term!r} shares its weight with {other!r}, which {reason}")
             found[hits[0]] = tuple(sorted(ids))
         return found
 
@@ -226,8 +234,14 @@ class _Survey:
             short = tuple(sorted({name.rsplit(".", 1)[-1] for name in chosen}))
             selects = Selector(short)
             terms = short if [n for n in self.names if selects(n)] == chosen else exact_terms(chosen, self.names)
+        config = self.config
+        if any(
+            target.tied_to for target in targets
+        ):  # a twin's rank and scaling are the other's, whatever its name says
+            each = [*targets, *parameters]
+            config = fitted(config, {t.name: t.r for t in each}, {t.name: t.scaling for t in each})
         return replace(
-            self.config,
+            config,
             targets=terms,
             exclude=(),
             layers=None,
@@ -377,22 +391,6 @@ class _Survey:
         """Return which layers with a weight matrix the model has, for a message."""
         kinds = sorted({type(m).__name__ for m in self.modules.values() if _owns_matrix(m)})
         return f"the model's layers are of the kinds {', '.join(kinds) or 'none'}; name those to adapt in a list"
-
-
-def _size_problems(target: Target, *, any_rank: bool) -> list[str]:
-    """Return a line where a rank is too high for a layer, or its slices do not divide it."""
-    out = target.out_features
-    if target.slices is not None:
-        if target.kind != "linear" or out % len(target.slices):
-            return [
-                f"fused gives {target.name!r} {len(target.slices)} slices, but it is a {target.kind} layer with {out} "
-                "outputs; only a linear layer whose outputs they divide can be fused"
-            ]
-        out //= len(target.slices)
-    if any_rank or target.r <= (limit := min(target.in_features, out)):
-        return []
-    size = f"at most {limit} for a layer of {target.in_features} x {out}"
-    return [f"r={target.r} is larger than {target.name!r} allows: {size}; lower r or exclude the layer"]
 
 
 def _owns_matrix(module: nn.Module) -> bool:

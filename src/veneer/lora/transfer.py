@@ -13,7 +13,7 @@ from veneer.lora.inject import adapted_root, exchange, install, own_tensors, tra
 from veneer.lora.kinds import EMBEDDING, OpaqueKind
 from veneer.lora.layers import Slot, adapted_slots, plain_modules, plain_weights
 from veneer.lora.plan import Plan, Target
-from veneer.lora.state import AdapterState, LowRank, TokenRows, config_for
+from veneer.lora.state import AdapterState, LowRank, TokenRows, config_for, fitted
 from veneer.lora.targets import ADAPTATION, plan
 from veneer.lora.updates import DoraUpdate, LowRankUpdate, RowsUpdate, TiedUpdate, gathered_blocks, scattered
 
@@ -118,9 +118,10 @@ def swap(model: nn.Module, adapter: AdapterState, *, any_base: bool = False) -> 
     if problems:
         raise AdapterMismatchError(gathered("the adapter cannot take the place of the one in the model:", problems))
     _fill(root, adapter)
-    now = {name: getattr(adapter.config, name) for name in ("r", "alpha", "rank_pattern", "alpha_pattern", "scaling")}
     targets = tuple(replace(target, scaling=adapter.factor(target.name)) for target in record.plan.targets)
-    the_plan = replace(record.plan, config=replace(record.config, **now), targets=targets)
+    like = replace(record.config, scaling=adapter.config.scaling)
+    config = fitted(like, {t.name: t.r for t in targets}, {t.name: t.scaling for t in targets})
+    the_plan = replace(record.plan, config=config, targets=targets)
     setattr(root, ADAPTATION, replace(record, plan=the_plan))
 
 
