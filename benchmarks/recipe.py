@@ -1,0 +1,79 @@
+"""`python -m benchmarks.recipe`: what the recipe's shortcuts cost in accuracy, over five seeds and two tasks.
+
+The runs are those of `RECIPES`, alike in all but the named settings, and are kept under results/runs; those that are
+there are not done again. The table goes to benchmarks/results/recipe.md.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from veneer.errors import VeneerError
+from veneer.results import RunRecord
+from veneer.training.config import RunConfig
+from veneer.training.grid import Grid
+from veneer.training.run import Progress, summary_line
+
+ROOT = Path(__file__).parents[1]
+GRID = Grid(folder=ROOT / "results" / "runs")
+TASKS = ("trec", "rotten-tomatoes")
+METHODS = ("lora-all", "full")
+SEEDS = range(5)
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "float32, base dropout": {"precision": "float32", "base_dropout": True},
+    "bfloat16, base dropout": {"precision": "bfloat16", "base_dropout": True},
+    "bfloat16, no base dropout": {"precision": "bfloat16", "base_dropout": False},
+}
+"""The first is what the others must not fall behind."""
+
+
+def config_of(task: str, method: str, recipe: str, seed: int) -> RunConfig:
+    """Return one run of the comparison."""
+    return RunConfig(model="minilm", data=task, method=method, seed=seed, attention="eager", **RECIPES[recipe])
+
+
+class Lines:
+    """Shows a line for each run that ends."""
+
+    def run_started(self, config: RunConfig, number: int, num_runs: int) -> None:
+        """Show which run begins."""
+        print(f"[{number}/{num_runs}] {config.data} {config.method} seed {config.seed}", file=sys.stderr, flush=True)
+
+    def run_progressed(self, progress: Progress) -> None:
+        """Show nothing: a run takes a minute or two."""
+
+    def run_ended(self, record: RunRecord) -> None:
+        """Show what the run reached."""
+        print(f"{record.data}: {summary_line(record)}", file=sys.stderr, flush=True)
+
+    def notify(self, line: str) -> None:
+        """Show a line of the run."""
+        print(line, file=sys.stderr, flush=True)
+
+
+def main(
+    *,
+    workers: Annotated[int, typer.Option(help="Runs at once; they share the processors.", min=1)] = 1,
+    minutes: Annotated[float | None, typer.Option(help="Begin no run after so many minutes.", min=0)] = None,
+) -> None:
+    """Do the missing runs and write the table."""
+    configs = [
+        config_of(task, method, recipe, seed)
+        for seed in SEEDS
+        for task in TASKS
+        for method in METHODS
+        for recipe in RECIPES
+    ]
+    try:
+        for _ in GRID.fill(configs, Lines(), workers=workers, seconds=None if minutes is None else 60 * minutes):
+            pass
+    except VeneerError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)

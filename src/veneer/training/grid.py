@@ -1,0 +1,90 @@
+"""Many runs as data: each has a folder named by its configuration, and what is there is not done again.
+
+    <folder>/<data>-<method>-seed<seed>-<hash>/results.json     the record of one run, without its weights
+
+A grid that was cut off goes on where it stopped: a folder appears whole or not at all, so no run is half counted.
+Several runs at once share the machine's threads evenly; their times then say nothing and their accuracies all the same.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from veneer.results import RESULTS_FILE, RunRecord, read_results
+from veneer.training.compare import Watcher, run_in_process
+from veneer.training.config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Runs by configuration, kept in one folder."""
+
+    folder: Path
+
+    def place(self, config: RunConfig) -> Path:
+        """Return the folder of the run that `config` defines: equal configurations, equal folders."""
+        settings = json.dumps(config.resolved().to_json(), sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
+        data = Path(config.data).stem
+        return self.folder / f"{data}-{config.method}-seed{config.seed}-{digest}"
+
+    def find(self, config: RunConfig) -> RunRecord | None:
+        """Return the record of the run that `config` defines, or None where it has not been done."""
+        place = self.place(config)
+        return read_results(place).records[0] if (place / RESULTS_FILE).is_file() else None
+
+    def missing(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
+        """Return those of `configs` that have not been done, in order."""
+        return [config for config in configs if not (self.place(config) / RESULTS_FILE).is_file()]
+
+    def fill(
+        self, configs: Sequence[RunConfig], watcher: Watcher, *, workers: int = 1, seconds: float | None = None
+    ) -> Iterator[RunRecord]:
+        """Do the missing runs, in order, and yield the record of each as it ends.
+
+        Args:
+            configs: the runs; those that are done are skipped.
+            watcher: is told of everything.
+            workers: how many run at once.
+            seconds: no run is begun after so many; None does all.
+
+        Raises:
+            VeneerError: a run cannot be done. Those that were finished stay; those under way are finished first.
+        """
+        started, missing = time.monotonic(), self.missing(configs)
+        queue = list(enumerate(missing, start=1))
+        running: set[Future[RunRecord]] = set()
+        with ThreadPoolExecutor(workers) as pool:
+            while queue or running:
+                while queue and len(running) < workers and (seconds is None or time.monotonic() - started < seconds):
+                    number, config = queue.pop(0)
+                    watcher.run_started(config, number, len(missing))
+                    running.add(pool.submit(self._run, config, watcher, max(1, torch.get_num_threads() // workers)))
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    record = future.result()
+                    watcher.run_ended(record)
+                    yield record
+
+    def _run(self, config: RunConfig, watcher: Watcher, threads: int) -> RunRecord:
+        """Do one run somewhere else and keep its record only."""
+        place = self.place(config)
+        with tempfile.TemporaryDirectory() as temporary:
+            record = run_in_process(config, Path(temporary) / "run", watcher, threads=threads)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".partial-") as partial:
+                kept = Path(partial) / place.name
+                kept.mkdir()
+                shutil.copy(Path(temporary) / "run" / RESULTS_FILE, kept)
+                kept.replace(place)
+        return record
