@@ -5,7 +5,7 @@ there are not done again. The table goes to benchmarks/results/recipe.md.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 

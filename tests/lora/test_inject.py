@@ -303,6 +303,21 @@ def test_within_a_context_every_verb_is_refused_and_nothing_is_lost(model, ids, 
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("context", [veneer.disabled, veneer.merged])
+def test_a_copy_taken_within_a_context_is_a_plain_model(model, ids, context):
+    veneer.adapt(model, LoraConfig(r=3))
+    filled(model)
+    with context(model):
+        twins = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        inside = model(ids)
+    for twin in twins:
+        assert torch.equal(twin(ids), inside)
+        with pytest.raises(AdapterStateError, match="not adapted"):
+            veneer.state(twin)
+        veneer.adapt(twin, LoraConfig(r=3))
+        assert torch.equal(twin(ids), inside)
+
+
 def test_a_model_with_a_trained_head_alone_counts_as_adapted(model):
     veneer.adapt(model, LoraConfig(targets=[]), ["classifier"])
     with pytest.raises(AdapterStateError, match="adapted already"):

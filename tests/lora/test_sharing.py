@@ -8,7 +8,7 @@ from torch import nn
 
 import veneer
 from veneer import LoraConfig
-from veneer.errors import AdapterMismatchError, AdapterStateError, TargetError
+from veneer.errors import AdapterMismatchError, AdapterStateError, ConfigError, TargetError
 from veneer.lora.layers import adapted_slots
 
 from .test_kinds import Experts, stir
@@ -69,6 +69,14 @@ def test_a_tie_that_an_update_cannot_follow_is_refused(tied):
     ):
         with pytest.raises(TargetError, match=reason):
             veneer.plan(tied, LoraConfig(r=3, **settings))
+
+
+@pytest.mark.parametrize("settings", [{"targets": ["embed"]}, {"targets": ["body"], "token_rows": {"embed": (1, 2)}}])
+def test_a_weight_that_is_shared_under_another_name_is_refused(tied, settings):
+    tied.lm_head = nn.Module()
+    tied.lm_head.w = tied.embed.weight
+    with pytest.raises(TargetError, match=r"'lm_head'.*holds it under another name"):
+        veneer.plan(tied, LoraConfig(r=3, **settings))
 
 
 def test_two_updates_for_one_weight_are_refused(tied):
@@ -209,6 +217,36 @@ def test_an_adapter_of_another_base_is_refused_unless_asked_for(tied):
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         veneer.load_state(Tied().to(dtype), adapter)
         torch.manual_seed(0)
+
+
+def test_token_rows_named_twice_are_refused(tied):
+    tied.deep = nn.ModuleDict({"table": nn.Embedding(5, 7)})
+    with pytest.raises(TargetError, match="a second time"):
+        veneer.plan(tied, LoraConfig(r=3, targets=["body"], token_rows={"table": (1,), "deep.table": (2,)}))
+
+
+def test_a_fused_projection_takes_another_adapter_in_place():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(7, 12))
+    config = LoraConfig(r=2, targets=["0"], fused={"0": (True, False, True)})
+    states = []
+    for _ in range(2):
+        veneer.adapt(net, config)
+        states.append(veneer.state(stir(net)))
+        veneer.remove(net)
+    veneer.load_state(net, states[0])
+    veneer.swap(net, states[1])
+    torch.testing.assert_close(
+        adapted_slots(net)["0"].merged_weight(), net[0].base.weight + states[1].delta("0"), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_what_is_no_state_is_refused(tied):
+    with pytest.raises(ConfigError, match="must be an AdapterState"):
+        veneer.load_state(tied, {"A": 1})
+    veneer.adapt(tied, LoraConfig(r=3, targets=["body"]))
+    with pytest.raises(ConfigError, match="must be an AdapterState"):
+        veneer.swap(tied, "a path")
 
 
 def test_swapping_in_what_does_not_fit_changes_nothing(tied):

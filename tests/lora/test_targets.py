@@ -121,3 +121,55 @@ def test_a_regular_expression_that_also_meets_containers_is_written_out_as_names
 def test_targets_that_are_no_selector_are_refused(value):
     with pytest.raises(ConfigError, match="targets is"):
         LoraConfig(targets=value)
+
+
+class Nested(nn.Module):
+    """Names of the outer modules are the ends of those of the inner ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(11, 7)
+        self.head = nn.Linear(7, 3)
+        self.weights = nn.Module()
+        self.weights.wide = nn.Parameter(torch.randn(7, 5))
+        self.inner = nn.ModuleDict({"table": nn.Embedding(11, 7), "head": nn.Linear(7, 3)})
+        self.inner["weights"] = copy.deepcopy(self.weights)
+
+
+@pytest.mark.parametrize(
+    ("settings", "train_also"),
+    [
+        ({"targets": ["inner.head"]}, ["table"]),
+        ({"targets": (), "parameters": ["weights.wide"]}, []),
+        ({"targets": ["inner.head"], "token_rows": {"table": (1, 4)}}, []),
+    ],
+    ids=str,
+)
+def test_a_full_name_means_itself_alone_and_comes_back_from_a_file(settings, train_also, tmp_path):
+    torch.manual_seed(0)
+    net = Nested()
+    twin = copy.deepcopy(net)
+    the_plan = veneer.adapt(net, LoraConfig(r=2, **settings), train_also)
+    assert the_plan.trained_modules == tuple(train_also)
+    assert not any(p.requires_grad for name, p in net.named_parameters() if "inner.table" in name)
+    veneer.save(net, tmp_path / "adapter")
+    veneer.load(twin, tmp_path / "adapter")
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(twin.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("train_also", [None, "head", "(", ["head", 3], 7])
+def test_what_is_no_list_of_names_is_refused(train_also):
+    with pytest.raises(ConfigError, match="must be a list of names"):
+        veneer.plan(Nested(), LoraConfig(r=2), train_also)
+
+
+def test_what_is_no_config_is_refused():
+    with pytest.raises(ConfigError, match="must be a LoraConfig"):
+        veneer.adapt(Nested(), {"r": 2})
+
+
+@pytest.mark.parametrize("key", ["^inner.head", "^head$", "^nothing"])
+def test_a_pattern_for_what_is_not_adapted_is_refused(key):
+    with pytest.raises(TargetError, match="matches no layer that is adapted"):
+        veneer.plan(Nested(), LoraConfig(r=2, targets=["table"], rank_pattern={key: 1}))

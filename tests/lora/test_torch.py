@@ -119,6 +119,26 @@ def test_under_autocast_the_gradients_are_those_of_float32_within_its_rounding(s
         assert torch.cosine_similarity(gradient.flatten(), expected[name].flatten(), dim=0) > 0.95
 
 
+def test_the_transforms_of_torch_func_see_the_adapter_as_autograd_does():
+    """Gradients for each row by vmap, against a backward pass for each row."""
+    net, _ = adapted(targets=["wide", "out"])
+    net.eval()
+    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    ids = torch.randint(0, 11, (3, 6))
+
+    def loss(parameters, row):
+        return torch.func.functional_call(net, parameters, (row.unsqueeze(0),)).square().sum()
+
+    per_row = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(
+        {n: p.detach() for n, p in trained.items()}, ids
+    )
+    for index, row in enumerate(ids):
+        net.zero_grad()
+        net(row.unsqueeze(0)).square().sum().backward()
+        for name, p in trained.items():
+            torch.testing.assert_close(per_row[name][index], p.grad, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 def test_a_state_dict_restores_an_adapted_twin(settings):
     net, ids = adapted(**settings)

@@ -23,7 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from jaxtyping import Float
 from torch import Tensor
 
 from veneer.errors import AdapterFormatError, gathered
@@ -32,6 +31,7 @@ from veneer.formats.tensors import own_name
 from veneer.lora.config import LoraConfig
 from veneer.lora.selectors import Selector, nearest
 from veneer.lora.state import AdapterState, LowRank, config_for
+from veneer.lora.updates import scattered
 
 Fused = Mapping[str, Sequence[bool]]
 Pairs = dict[str, dict[str, Tensor]]
@@ -109,7 +109,7 @@ def low_ranks(pairs: Pairs, fused: Fused, embeddings: Collection[str], problems:
         if problem := _slice_problem(pair["A"], pair["B"], slices):
             problems.append(f"{name}: {problem}")
             continue
-        B = pair["B"] if len(slices) == 1 else _scattered(pair["B"], slices)
+        B = pair["B"] if len(slices) == 1 else scattered(pair["B"], slices)
         updates[name] = LowRank(pair["A"], B, kind="embedding" if embedding_terms(name) else "linear")
     return updates
 
@@ -149,16 +149,6 @@ def _slice_problem(A: Tensor, B: Tensor, slices: Sequence[bool]) -> str | None:
         return f"{shapes}: {rows // r} slices are adapted, but fused gives {given}"
     name = "{'c_attn': (True, False, True)}"
     return f"{shapes}: a fused projection with {rows // r} slices adapted; say which of all, as fused={name}"
-
-
-def _scattered(B: Float[Tensor, "rows r"], slices: Sequence[bool]) -> Float[Tensor, "out ranks"]:
-    """Return B as one block for each adapted slice: in the rows of the slice and the columns of its own A."""
-    adapted = [position for position, is_adapted in enumerate(slices) if is_adapted]
-    blocks = B.view(len(adapted), -1, B.shape[1])
-    wide = B.new_zeros(len(slices), blocks.shape[1], len(adapted), B.shape[1])
-    for block, position in enumerate(adapted):
-        wide[position, :, block] = blocks[block]
-    return wide.flatten(2).flatten(0, 1)
 
 
 def _sorted_tensors(tensors: Mapping[str, Tensor], problems: list[str]) -> tuple[Pairs, dict[str, Tensor]]:

@@ -42,12 +42,13 @@ from veneer.formats.peft_keys import (
     sorted_tensors,
     wrapped,
 )
-from veneer.formats.peft_layers import from_peft, is_sliced, one_slice, paired, slices_of, to_peft
+from veneer.formats.peft_layers import from_peft, one_slice, paired, slices_of, to_peft
 from veneer.formats.peft_settings import AUTOMATIC_HEADS, declared_config, read_settings, settings_text
 from veneer.formats.tensors import DIGEST, read_tensors, write_tensors
 from veneer.lora.config import LoraConfig
 from veneer.lora.selectors import Selector
 from veneer.lora.state import AdapterState, LowRank, TokenRows, fitted
+from veneer.lora.updates import is_scattered
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -325,8 +326,9 @@ def _fused(metadata: Mapping[str, str], updates: Mapping[str, LowRank]) -> dict[
         ConfigError, ValueError: the note is malformed.
     """
     fused = LoraConfig(fused=_note(metadata, FUSED_NOTE)).fused
-    laid_out = all(is_sliced(update, slices_of(name, fused)) for name, update in updates.items())
-    return {name: tuple(slices) for name, slices in fused.items()} if laid_out else {}
+    layouts = [(update, slices) for name, update in updates.items() if len(slices := slices_of(name, fused)) > 1]
+    fits = all(update.kind == "linear" and is_scattered(update.B, slices) for update, slices in layouts)
+    return {name: tuple(slices) for name, slices in fused.items()} if fits else {}
 
 
 def _unwritable(state: AdapterState) -> list[str]:

@@ -95,19 +95,6 @@ def slices_of(name: str, fused: Mapping[str, Sequence[bool]]) -> Sequence[bool]:
     return (True,) if term is None else fused[term]
 
 
-def is_sliced(update: LowRank, slices: Sequence[bool]) -> bool:
-    """Return whether B holds one block for each adapted slice, with zeros around them."""
-    adapted = [index for index, chosen in enumerate(slices) if chosen]
-    out, rank = update.B.shape[-2:]
-    if len(slices) == 1:
-        return True
-    if update.kind != "linear" or rank % len(adapted) or out % len(slices):
-        return False
-    blocks = update.B.reshape(len(slices), out // len(slices), len(adapted), rank // len(adapted))
-    own = sum(int(blocks[index, :, position].count_nonzero()) for position, index in enumerate(adapted))
-    return own == int(blocks.count_nonzero())
-
-
 def one_slice(update: LowRank, slices: Sequence[bool]) -> LowRank:
     """Return an update of the rank that the config gives each slice."""
     rank = update.rank // sum(slices)

@@ -1,6 +1,6 @@
 """Which settings do not go with which layers: one rule a line, each with the reason a refusal gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -9,6 +9,7 @@ from veneer.lora.config import LoraConfig
 from veneer.lora.init import INITS
 from veneer.lora.kinds import OPAQUE, Kind
 from veneer.lora.plan import Target
+from veneer.lora.selectors import Pattern, nearest
 
 Rule = Callable[[nn.Module, Kind, LoraConfig], bool]
 
@@ -49,6 +50,17 @@ RULES: tuple[tuple[Rule, str], ...] = (
 def conflict(module: nn.Module, kind: Kind, config: LoraConfig) -> str | None:
     """Return why `config` cannot be applied to a layer that can be adapted as such, or None where it can."""
     return next((reason for applies, reason in RULES if applies(module, kind, config)), None)
+
+
+def idle_patterns(config: LoraConfig, targets: Sequence[Target]) -> list[str]:
+    """Return a line for each key of a pattern that is the rank or alpha of no target."""
+    names = [target.name for target in targets]
+    return [
+        f"{label} {key!r} matches no layer that is adapted{nearest(key, names)}"
+        for label in ("rank_pattern", "alpha_pattern")
+        for key in Pattern(getattr(config, label)).idle(names)
+        if names
+    ]
 
 
 def size_problems(target: Target, *, any_rank: bool) -> list[str]:

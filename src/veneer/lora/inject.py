@@ -52,7 +52,14 @@ class Adaptation:
 
 
 class Suspended:
-    """Stands in for the record while a context has taken the adapter out."""
+    """Stands in for the record while a context has taken the adapter out.
+
+    A copy or pickle that is made within the block has the plain layers, and no record to put anything back.
+    """
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Become None in a copy."""
+        return type(None), ()
 
 
 def adapt(
@@ -231,7 +238,7 @@ def adapted_root(model: nn.Module) -> tuple[nn.Module, Adaptation]:
     Raises:
         AdapterStateError: there is none, or more than one, or it is within `disabled` or `merged`.
     """
-    roots = [module for module in model.modules() if ADAPTATION in vars(module)]
+    roots = [module for module in model.modules() if vars(module).get(ADAPTATION) is not None]
     if len(roots) != 1:
         found = (
             "is not adapted; call veneer.adapt or veneer.load first" if not roots else "holds several adapted models"

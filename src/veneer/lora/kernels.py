@@ -49,13 +49,14 @@ def adapted_linear(
 
 
 def can_fuse(base: nn.Module, x: Tensor) -> bool:
-    """Return whether nothing stands between a linear layer and the one node: hooks, another dtype, a compiler."""
+    """Return whether nothing stands between a layer and the one node: hooks, another dtype, a compiler, torch.func."""
     return (
         torch.is_grad_enabled()
         and base.weight.dtype == x.dtype
         and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)
         and not base.weight.requires_grad
         and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
     )
 
 

@@ -11,7 +11,6 @@ class of its own.
 | parameter  | a parameter that its module computes with itself    | as it is, or each expert's transpose      |
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -37,18 +36,25 @@ class Kind(ABC):
     weight_name: str = "weight"
     """Name of the adapted parameter in its module."""
 
-    @abstractmethod
+    def is_transposed(self, module: nn.Module) -> bool:
+        """Return whether the module stores its weight as (in, out)."""
+        return False
+
     def sizes(self, module: nn.Module) -> tuple[int, int]:
         """Return (in, out): columns and rows of the weight's matrix."""
+        matrix = self.matrix(module)
+        return matrix.shape[-1], matrix.shape[-2]
 
-    @abstractmethod
     def matrix(self, module: nn.Module) -> Float[Tensor, "*stack out in"]:
         """Return the weight seen as (out, in)."""
+        weight = module.get_parameter(self.weight_name)
+        return weight.transpose(-1, -2) if self.is_transposed(module) else weight
 
     def shaped(self, matrix: Float[Tensor, "*stack out in"], module: nn.Module) -> Tensor:
         """Return a matrix (out, in) in the shape and dtype of the module's weight: the way back."""
-        weight: Tensor = getattr(module, self.weight_name)
-        return matrix.reshape(weight.shape).to(weight.dtype)
+        weight = module.get_parameter(self.weight_name)
+        stored = matrix.transpose(-1, -2).contiguous() if self.is_transposed(module) else matrix
+        return stored.reshape(weight.shape).to(weight.dtype)
 
     @abstractmethod
     def add(
@@ -79,17 +85,6 @@ class Kind(ABC):
 class LinearKind(Kind):
     """`nn.Linear`: the weight is the matrix."""
 
-    def sizes(self, module: nn.Module) -> tuple[int, int]:
-        """Return (in_features, out_features)."""
-        in_features, out_features = module.in_features, module.out_features
-        assert isinstance(in_features, int)
-        assert isinstance(out_features, int)
-        return in_features, out_features
-
-    def matrix(self, module: nn.Module) -> Float[Tensor, "out in"]:
-        """Return the weight."""
-        return module.get_parameter("weight")
-
     def add(
         self,
         module: nn.Module,
@@ -105,18 +100,9 @@ class LinearKind(Kind):
 class TransposedKind(LinearKind):
     """transformers' `Conv1D` (GPT-2): a linear layer that stores its weight as (in, out)."""
 
-    def sizes(self, module: nn.Module) -> tuple[int, int]:
-        """Return the sides of the weight."""
-        in_features, out_features = module.get_parameter("weight").shape
-        return in_features, out_features
-
-    def matrix(self, module: nn.Module) -> Float[Tensor, "out in"]:
-        """Return the transpose of the weight."""
-        return module.get_parameter("weight").t()
-
-    def shaped(self, matrix: Float[Tensor, "out in"], module: nn.Module) -> Float[Tensor, "in out"]:
-        """Return the matrix as the module stores it."""
-        return matrix.t().contiguous().to(module.get_parameter("weight").dtype)
+    def is_transposed(self, module: nn.Module) -> bool:
+        """Return True."""
+        return True
 
 
 class OpaqueKind(LinearKind):
@@ -124,6 +110,13 @@ class OpaqueKind(LinearKind):
 
     The layer is called and the update added to what it returns; its weight is never read in a forward pass.
     """
+
+    def sizes(self, module: nn.Module) -> tuple[int, int]:
+        """Return (in_features, out_features): nothing else of the layer is known."""
+        in_features, out_features = module.in_features, module.out_features
+        assert isinstance(in_features, int)
+        assert isinstance(out_features, int)
+        return in_features, out_features
 
     def matrix(self, module: nn.Module) -> Float[Tensor, "out in"]:
         """Return the weight by sending the identity through the layer: exact where the layer is x W^T + b."""
@@ -148,18 +141,9 @@ class EmbeddingKind(Kind):
 
     name = "embedding"
 
-    def sizes(self, module: nn.Module) -> tuple[int, int]:
-        """Return (tokens, dim)."""
-        tokens, dim = module.get_parameter("weight").shape
-        return tokens, dim
-
-    def matrix(self, module: nn.Module) -> Float[Tensor, "dim tokens"]:
-        """Return the transpose of the weight."""
-        return module.get_parameter("weight").t()
-
-    def shaped(self, matrix: Float[Tensor, "dim tokens"], module: nn.Module) -> Float[Tensor, "tokens dim"]:
-        """Return the matrix as the module stores it."""
-        return matrix.t().contiguous().to(module.get_parameter("weight").dtype)
+    def is_transposed(self, module: nn.Module) -> bool:
+        """Return True: in = tokens, out = dim."""
+        return True
 
     def add(
         self,
@@ -192,11 +176,6 @@ class ConvKind(Kind):
     """
 
     name = "conv"
-
-    def sizes(self, module: nn.Module) -> tuple[int, int]:
-        """Return (channels / groups * kernel, out channels)."""
-        weight = module.get_parameter("weight")
-        return math.prod(weight.shape[1:]), weight.shape[0]
 
     def matrix(self, module: nn.Module) -> Float[Tensor, "out in"]:
         """Return the kernel, flattened but for its first dimension."""
@@ -233,20 +212,9 @@ class ParameterKind(Kind):
     weight_name: str = "weight"
     name: ClassVar[KindName] = "parameter"
 
-    def sizes(self, module: nn.Module) -> tuple[int, int]:
-        """Return (in, out) of the matrix, or of each expert's."""
-        matrix = self.matrix(module)
-        return matrix.shape[-1], matrix.shape[-2]
-
-    def matrix(self, module: nn.Module) -> Float[Tensor, "*stack out in"]:
-        """Return the parameter; transposed where its module says that it stores experts as (in, out)."""
-        parameter = module.get_parameter(self.weight_name)
-        return parameter.transpose(-1, -2) if self._is_transposed(module) else parameter
-
-    def shaped(self, matrix: Float[Tensor, "*stack out in"], module: nn.Module) -> Tensor:
-        """Return the matrices as the module stores them."""
-        stored = matrix.transpose(-1, -2).contiguous() if self._is_transposed(module) else matrix
-        return stored.to(module.get_parameter(self.weight_name).dtype)
+    def is_transposed(self, module: nn.Module) -> bool:
+        """Return whether the module says that it stores its experts as (in, out)."""
+        return module.get_parameter(self.weight_name).ndim == 3 and bool(getattr(module, "is_transposed", False))
 
     def add(
         self,
@@ -258,9 +226,6 @@ class ParameterKind(Kind):
     ) -> Tensor:
         """Never called: the module computes with the merged parameter."""
         raise NotImplementedError
-
-    def _is_transposed(self, module: nn.Module) -> bool:
-        return module.get_parameter(self.weight_name).ndim == 3 and bool(getattr(module, "is_transposed", False))
 
 
 LINEAR, TRANSPOSED, OPAQUE = LinearKind(), TransposedKind(), OpaqueKind()

@@ -8,7 +8,7 @@ Names are looked up by their ends, so that thousands of modules cost one pass an
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
 Terms = str | Sequence[str]
@@ -23,13 +23,15 @@ class Selector:
 
     Args:
         terms: a list of names, or one regular expression.
+        whole: full names that stand for themselves alone: a term that is one of them selects no ends.
     """
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: Terms, whole: Collection[str] = ()) -> None:
         self.terms = (terms,) if isinstance(terms, str) else tuple(terms)
         self.is_regex = isinstance(terms, str)
         self._regex = re.compile(terms) if isinstance(terms, str) else None
         self._names = frozenset(self.terms)
+        self._whole = self._names.intersection(whole)
 
     def __call__(self, name: str) -> bool:
         """Return whether a module's full name is selected."""
@@ -39,7 +41,10 @@ class Selector:
         """Return the term that selects `name`, the longest where several do, or None."""
         if self._regex is not None:
             return self.terms[0] if self._regex.fullmatch(name) else None
-        return next((end for end in name_ends(name) if end in self._names), None) if self._names else None
+        if not self._names:
+            return None
+        found = (end for end in name_ends(name) if end in self._names)
+        return next((end for end in found if end == name or end not in self._whole), None)
 
     def idle(self, names: Iterable[str]) -> list[str]:
         """Return the terms that match none of `names`."""

@@ -6,18 +6,18 @@ nearest modules. All problems are raised together. How names match is in `select
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from veneer.errors import AdapterStateError, TargetError, gathered
+from veneer.errors import AdapterStateError, ConfigError, TargetError, gathered
 from veneer.lora.config import ALL_LINEAR, LoraConfig
-from veneer.lora.conflicts import conflict, size_problems
+from veneer.lora.conflicts import conflict, idle_patterns, size_problems
 from veneer.lora.kinds import EMBEDDING, OPAQUE, Kind, ParameterKind, kind_of, obstacle
 from veneer.lora.plan import Plan, Target
-from veneer.lora.selectors import Inside, Pattern, Selector, exact_terms, nearest
+from veneer.lora.selectors import Inside, Selector, exact_terms, nearest
 from veneer.lora.state import fitted
 
 ADAPTATION = "veneer_adaptation"
@@ -35,13 +35,15 @@ def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = (), *
     Args:
         model: any module; it may live on the meta device.
         config: the settings; `targets` and `exclude` select the layers.
-        train_also: names of modules to train whole, matched as a list of names is.
+        train_also: names of modules to train whole, matched as a list of names is; a full name means itself alone.
         any_rank: accept ranks above a layer's smaller side, which sums of adapters can have.
 
     Raises:
         AdapterStateError: the model is adapted already.
+        ConfigError: `config` or `train_also` is something else altogether.
         TargetError: a selector matches nothing, or matches what cannot be adapted; every problem is named.
     """
+    _require_types(config, train_also)
     if "_orig_mod" in model._modules:
         raise AdapterStateError("the model is compiled already; adapt it first and compile it then")
     if torch.is_inference_mode_enabled():
@@ -53,7 +55,7 @@ def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = (), *
     targets = survey.targets(chosen)
     parameters = survey.parameter_targets()
     rows = survey.token_row_names([target.name for target in targets])
-    problems = survey.problems + survey.idle_patterns([*targets, *parameters])
+    problems = survey.problems + idle_patterns(config, [*targets, *parameters])
     if not targets and not parameters and not survey.trained and not rows and not problems:
         problems.append("nothing is left to train: no layer is targeted and train_also is empty")
     if problems:
@@ -80,7 +82,7 @@ class _Survey:
     def __init__(self, model: nn.Module, config: LoraConfig, train_also: Sequence[str], *, any_rank: bool) -> None:
         self.model, self.config, self.any_rank = model, config, any_rank
         self.modules = dict(model.named_modules())
-        if any(ADAPTATION in vars(module) for module in self.modules.values()):
+        if any(vars(module).get(ADAPTATION) is not None for module in self.modules.values()):
             raise AdapterStateError(
                 "the model is adapted already; call veneer.remove(model) or veneer.merge(model) first"
             )
@@ -88,7 +90,7 @@ class _Survey:
         self.kinds = {name: kind_of(module) for name, module in self.modules.items()}
         self.problems: list[str] = []
         self.left_out: list[tuple[str, str]] = []
-        trained, excluded = Selector(train_also), Selector(config.exclude)
+        trained, excluded = Selector(train_also, whole=self.modules), Selector(config.exclude)
         for label, selector in (("train_also", trained), ("exclude", excluded)):
             self.problems += [
                 f"{label} {term!r} matches no module{nearest(term, self.names)}" for term in selector.idle(self.names)
@@ -122,19 +124,22 @@ class _Survey:
     def targets(self, chosen: Sequence[str]) -> list[Target]:
         """Return the target of each chosen layer, and of each layer that shares a weight with one."""
         first_with: dict[int, str] = {}
-        wanted = set(chosen)
-        names = {*chosen, *(name for layer in chosen for name in self._sharing(layer))}
+        sharing = {name: layer for layer in chosen for name in self._sharing(layer)}
+        names = {*chosen, *sharing}
         found = []
         for name in (n for n in self.names if n in names):
+            if name in sharing and (reason := self._tie_obstacle(name, sharing[name])):
+                self.problems.append(f"{sharing[name]!r} shares its weight with {name!r}, which {reason}; untie them")
+                continue
             weight = self.modules[name]._parameters.get("weight")
             first = first_with.setdefault(id(weight), name) if weight is not None else name
             tied_to = first if first != name else None
-            if name not in wanted and (reason := self._tie_obstacle(name)):
-                self.problems.append(f"{first!r} shares its weight with {name!r}, which {reason}; untie them first")
-            target = self._target(name, tied_to)
+            kind = self.kinds[name]
+            assert kind is not None
+            target = self._sized(name, kind, self.modules[name], tied_to)
             self.problems += size_problems(target, any_rank=self.any_rank)
             if tied_to and (reason := self._twin_obstacle(target)):
-                self.problems.append(f"{first!r} shares its weight with {name!r}, and {reason}; untie them first")
+                self.problems.append(f"{first!r} shares its weight with {name!r}, and {reason}; untie them")
             found.append(target)
         fused = Selector(tuple(self.config.fused))
         self.problems += [
@@ -146,8 +151,8 @@ class _Survey:
         """Return a target for each parameter that is adapted inside a module of its own."""
         if not self.config.parameters:
             return []
-        selector = Selector(self.config.parameters)
         present = {name: p for name, p in self.model.named_parameters() if p.ndim >= 2}
+        selector = Selector(self.config.parameters, whole=present)
         self.problems += [
             f"parameters {term!r} matches no parameter of two or three dimensions{nearest(term, present)}"
             for term in selector.idle(present)
@@ -179,7 +184,8 @@ class _Survey:
         """Return the ids to train by the full name of their embedding."""
         found = {}
         for term, ids in self.config.token_rows.items():
-            hits = [n for n in self.names if Selector((term,))(n) and self.kinds[n] is EMBEDDING]
+            selects = Selector((term,), whole=self.modules)
+            hits = [name for name in self.names if self.kinds[name] is EMBEDDING and selects(name)]
             if len(hits) != 1:
                 what = f"matches {len(hits)} embeddings; it must name one"
                 self.problems.append(f"token_rows {term!r} {what}{nearest(term, self.names) if not hits else ''}")
@@ -193,7 +199,7 @@ class _Survey:
             if hits[0] in found:
                 self.problems.append(f"token_rows {term!r} names {hits[0]!r} a second time; give all its ids at once")
             for other in self._sharing(hits[0]):
-                if reason := self._tie_obstacle(other):
+                if reason := self._tie_obstacle(other, hits[0]):
                     self.problems.append(f"token_rows {term!r} shares its weight with {other!r}, which {reason}")
             found[hits[0]] = tuple(sorted(ids))
         return found
@@ -210,16 +216,6 @@ class _Survey:
             if self.config.bias == "all" or name in adapted
         }
 
-    def idle_patterns(self, targets: Sequence[Target]) -> list[str]:
-        """Return a line for each key of a pattern that is the rank or alpha of no target."""
-        names = [target.name for target in targets]
-        return [
-            f"{label} {key!r} matches no layer that is adapted{nearest(key, names)}"
-            for label in ("rank_pattern", "alpha_pattern")
-            for key in Pattern(getattr(self.config, label)).idle(names)
-            if names
-        ]
-
     def resolved(
         self, targets: Sequence[Target], parameters: Sequence[Target], rows: Mapping[str, tuple[int, ...]]
     ) -> LoraConfig:
@@ -235,9 +231,7 @@ class _Survey:
             selects = Selector(short)
             terms = short if [n for n in self.names if selects(n)] == chosen else exact_terms(chosen, self.names)
         config = self.config
-        if any(
-            target.tied_to for target in targets
-        ):  # a twin's rank and scaling are the other's, whatever its name says
+        if any(target.tied_to for target in targets):  # a twin has the other's rank and scaling, whatever its name says
             each = [*targets, *parameters]
             config = fitted(config, {t.name: t.r for t in each}, {t.name: t.scaling for t in each})
         return replace(
@@ -288,7 +282,10 @@ class _Survey:
         weight = self.modules[name]._parameters.get("weight")
         return [] if weight is None else [other for other in self.owners[id(weight)] if other != name]
 
-    def _tie_obstacle(self, name: str) -> str | None:
+    def _tie_obstacle(self, name: str, layer: str) -> str | None:
+        """Return why the update of `layer` cannot be that of `name` too, which has the same weight."""
+        if self.modules[name]._parameters.get("weight") is not self.modules[layer]._parameters["weight"]:
+            return "holds it under another name"
         if self.is_excluded(name):
             return "is excluded"
         if self.is_trained(name):
@@ -302,12 +299,6 @@ class _Survey:
         if target.slices is not None or target.kind == "conv":
             return "neither convolutions nor fused projections can share an update"
         return None
-
-    def _target(self, name: str, tied_to: str | None) -> Target:
-        module = self.modules[name]
-        kind = self.kinds[name]
-        assert kind is not None
-        return self._sized(name, kind, module, tied_to)
 
     def _sized(
         self, name: str, kind: Kind, module: nn.Module, tied_to: str | None, *, experts: int | None = None
@@ -367,8 +358,8 @@ class _Survey:
                 reason = (
                     f"selects only what cannot be adapted: {blocked!r} {reasons[blocked]}{nearest(term, adaptable)}"
                 )
-            elif term not in term_of.values() and self._shadowed(term, served):
-                continue
+            elif term not in term_of.values() and any(other.endswith("." + term) for other in served):
+                continue  # longer terms have taken everything that this one would select
             elif term in term_of.values():
                 reason = "selects only what is excluded or in other layers"
             else:
@@ -383,14 +374,23 @@ class _Survey:
             if reason and any(parameter.ndim >= 2 for parameter in self.modules[name].parameters(recurse=False))
         ]
 
-    def _shadowed(self, term: str, served: Iterable[str]) -> bool:
-        """Return whether longer terms have taken everything that `term` would select."""
-        return any(other.endswith("." + term) for other in served)
-
     def _kinds(self) -> str:
         """Return which layers with a weight matrix the model has, for a message."""
         kinds = sorted({type(m).__name__ for m in self.modules.values() if _owns_matrix(m)})
         return f"the model's layers are of the kinds {', '.join(kinds) or 'none'}; name those to adapt in a list"
+
+
+def _require_types(config: object, train_also: object) -> None:
+    """Raise a `ConfigError` where the arguments of `plan` are not of the kinds it takes."""
+    problems = []
+    if not isinstance(config, LoraConfig):
+        problems.append(f"config is {config!r}; it must be a LoraConfig, as in LoraConfig(r=8)")
+    if not isinstance(train_also, Sequence) or not all(isinstance(name, str) and name for name in train_also):
+        problems.append(f"train_also is {train_also!r}; it must be a list of names, as in ['classifier']")
+    elif isinstance(train_also, str):
+        problems.append(f"train_also is the text {train_also!r}; it must be a list of names, as in [{train_also!r}]")
+    if problems:
+        raise ConfigError(gathered("cannot plan an adapter:", problems))
 
 
 def _owns_matrix(module: nn.Module) -> bool:

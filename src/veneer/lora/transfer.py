@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from veneer.errors import AdapterMismatchError, AdapterStateError, TargetError, gathered
+from veneer.errors import AdapterMismatchError, AdapterStateError, ConfigError, TargetError, gathered
 from veneer.lora.build import Values, build, located
 from veneer.lora.fingerprint import differs, fingerprint
 from veneer.lora.inject import adapted_root, exchange, install, own_tensors, trained_names
@@ -15,7 +15,7 @@ from veneer.lora.layers import Slot, adapted_slots, plain_modules, plain_weights
 from veneer.lora.plan import Plan, Target
 from veneer.lora.state import AdapterState, LowRank, TokenRows, config_for, fitted
 from veneer.lora.targets import ADAPTATION, plan
-from veneer.lora.updates import DoraUpdate, LowRankUpdate, RowsUpdate, TiedUpdate, gathered_blocks, scattered
+from veneer.lora.updates import DoraUpdate, LowRankUpdate, RowsUpdate, TiedUpdate, gathered_blocks, is_scattered
 
 TWIN_TOLERANCE = 1e-4
 """Relative difference up to which two views of one update count as the same: algebra works on each by itself."""
@@ -68,9 +68,11 @@ def load_state(model: nn.Module, adapter: AdapterState, *, trainable: bool = Fal
 
     Raises:
         AdapterStateError: the model is adapted already.
+        ConfigError: `adapter` is no AdapterState.
         AdapterMismatchError: the adapter does not fit, or was trained on other weights; every problem is named. The
             model is as it was.
     """
+    _require_state(adapter)
     config = replace(adapter.config, init="kaiming")  # the values are at hand: nothing is drawn
     try:
         the_plan = plan(model, config, adapter.trained_modules, any_rank=True)
@@ -106,8 +108,10 @@ def swap(model: nn.Module, adapter: AdapterState, *, any_base: bool = False) -> 
 
     Raises:
         AdapterStateError: the model is not adapted, or its adapter subtracts its start.
+        ConfigError: `adapter` is no AdapterState.
         AdapterMismatchError: the adapter does not fit; every problem is named. The model is as it was.
     """
+    _require_state(adapter)
     root, record = adapted_root(model)
     slots = adapted_slots(root)
     if any(_low_rank_source(slot).start_A is not None for slot in slots.values() if not _is_rows(slot)):
@@ -123,6 +127,13 @@ def swap(model: nn.Module, adapter: AdapterState, *, any_base: bool = False) -> 
     config = fitted(like, {t.name: t.r for t in targets}, {t.name: t.scaling for t in targets})
     the_plan = replace(record.plan, config=config, targets=targets)
     setattr(root, ADAPTATION, replace(record, plan=the_plan))
+
+
+def _require_state(adapter: object) -> None:
+    """Raise a `ConfigError` where what should be loaded is no state."""
+    if not isinstance(adapter, AdapterState):
+        advice = "take one out of a model by veneer.state(model), or load a folder by veneer.load(model, path)"
+        raise ConfigError(f"the adapter is a {type(adapter).__name__}; it must be an AdapterState: {advice}")
 
 
 def _values(model: nn.Module, target: Target, update: LowRank) -> Values:
@@ -252,10 +263,8 @@ def _update_problems(target: Target, update: LowRank, adapter: AdapterState) -> 
     for part, (tensor, shape) in expected.items():
         if tensor is not None:
             found += _tensor_problems(f"{name}.{part}", tensor, shape, torch.float32)
-    if not found and target.slices is not None:
-        packed = gathered_blocks(B, target.slices)
-        if not torch.equal(scattered(packed, target.slices), B):
-            found.append(f"{name}.B reaches outside the adapted slices {target.slices} of the fused projection")
+    if not found and target.slices is not None and not is_scattered(B, target.slices):
+        found.append(f"{name}.B reaches outside the adapted slices {target.slices} of the fused projection")
     if not found and target.tied_to is not None:
         found += _twin_problems(target, update, adapter)
     return found
@@ -282,7 +291,8 @@ def _base_problems(model: nn.Module, weights: Mapping[str, Tensor], adapter: Ada
     found = []
     if differs(adapter.fingerprint, fingerprint(weights)):
         found.append(f"it was trained on a base model with other weights than this {type(model).__name__}; {advice}")
-    present = own_tensors(model, [name for name in adapter.base_copies if _has(model, name)])
+    modules = dict(plain_modules(model)) if adapter.base_copies else {}
+    present = own_tensors(model, [name for name in adapter.base_copies if _has(modules, name)])
     for name, tensor in adapter.base_copies.items():
         if name not in present:
             found.append(f"{name}: the adapter carries a copy of it, but the model has no such tensor")
@@ -299,9 +309,9 @@ def _target_weights(model: nn.Module, the_plan: Plan) -> dict[str, Tensor]:
     }
 
 
-def _has(model: nn.Module, name: str) -> bool:
+def _has(modules: Mapping[str, nn.Module], name: str) -> bool:
     path, _, leaf = name.rpartition(".")
-    owner = dict(plain_modules(model)).get(path)
+    owner = modules.get(path)
     return owner is not None and (leaf in owner._parameters or leaf in owner._buffers)
 
 

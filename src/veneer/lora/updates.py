@@ -269,6 +269,13 @@ def gathered_blocks(B: Float[Tensor, "out ranks"], slices: Sequence[bool]) -> Fl
     return torch.cat([B[j * height : (j + 1) * height, k * r : (k + 1) * r] for k, j in enumerate(adapted)])
 
 
+def is_scattered(B: Float[Tensor, "out ranks"], slices: Sequence[bool]) -> bool:
+    """Return whether B holds a block for each adapted slice, and zeros around them."""
+    if B.shape[0] % len(slices) or B.shape[1] % sum(slices):
+        return False
+    return torch.equal(scattered(gathered_blocks(B, slices), slices), B)
+
+
 def block_rows(slices: Sequence[bool], height: int, device: torch.device) -> Int[Tensor, " packed"]:
     """Return the rows of the adapted slices, each `height` rows high."""
     return torch.tensor(slices, device=device).repeat_interleave(height).nonzero().squeeze(1)
