@@ -373,10 +373,27 @@ def test_inspect_compares_an_adapter_with_its_base(trained, tiny, tmp_path):
     assert f"{tiny} has the weights that the adapter was trained on" in worked("inspect", run, "--model", tiny).out
 
 
-def test_inspect_says_that_a_base_has_other_weights(trained, tiny, tmp_path):
-    other = shutil.copytree(tiny, tmp_path / "other")
+@pytest.fixture
+def other(tiny, tmp_path):
+    """A model of the same shape with other weights."""
+    folder = shutil.copytree(tiny, tmp_path / "other")
     weights = {name: tensor + 0.01 for name, tensor in load_file(tiny / "model.safetensors").items()}
-    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_an_adapter_goes_onto_other_weights_only_when_asked(trained, tables, other):
+    run, data = trained("lora-qv"), ("--data", tables / "test.csv", *COLUMNS, "--model", other)
+    refused = veneer("evaluate", run, *data)
+    assert refused.code == 2
+    assert "other weights" in refused.err
+    assert "--any-base" in refused.err
+    worked("evaluate", run, *data, "--any-base")
+    assert veneer("predict", run, "bread", "--model", other).code == 2
+    worked("predict", run, "bread", "--model", other, "--any-base")
+
+
+def test_inspect_says_that_a_base_has_other_weights(trained, other):
     run = trained("lora-qv")
     assert json.loads(worked("inspect", run, "--model", other, "--json").out)["base"]["fits"] is False
     assert f"{other} has other weights" in worked("inspect", run, "--model", other).out

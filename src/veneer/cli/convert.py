@@ -1,7 +1,6 @@
 """`veneer convert`: an adapter in any format, made into a folder that PEFT, vLLM and Veneer load."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,29 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from veneer.cli.console import note, stdout
-from veneer.errors import ConfigError, OutputExistsError
+from veneer.errors import ConfigError
 
 if TYPE_CHECKING:
     from veneer.lora.state import AdapterState
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder that becomes `folder` when the block ends well; otherwise nothing is left of it.
-
-    Raises:
-        OutputExistsError: something is at `folder` already, other than an empty folder.
-    """
-    from veneer.training.output import partial_folder
-
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise OutputExistsError(f"{path} is a file; choose another path for the folder to write")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise OutputExistsError(f"{folder} is not empty, and nothing is overwritten; choose another path")
-    with partial_folder(folder) as partial:
-        yield partial
-        partial.replace(folder)
 
 
 def convert(
@@ -71,6 +51,7 @@ def convert(
     from veneer.errors import unknown_name
     from veneer.formats.adapter import read_adapter
     from veneer.formats.convert import WRITERS, ReadOptions, models_in, read_any, sniff
+    from veneer.training.output import new_folder
 
     if to not in WRITERS:
         raise unknown_name("format to write", to, WRITERS)

@@ -7,7 +7,6 @@ import typer
 
 from veneer.cli import options
 from veneer.cli.console import note, stdout
-from veneer.cli.convert import new_folder
 
 
 def merge(
@@ -15,12 +14,11 @@ def merge(
     output: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
     model: options.BaseModel = None,
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16, which is half the size.")] = "float32",
-    any_base: Annotated[
-        bool, typer.Option("--any-base", help="Merge also into other weights than the adapter was trained on.")
-    ] = False,
+    any_base: options.AnyBase = False,
 ) -> None:
     """Write the model that an adapter and its base make together: plain weights that transformers loads."""
     from veneer.training.merging import write_merged
+    from veneer.training.output import new_folder
 
     with new_folder(output) as partial:
         line = write_merged(adapter, partial, model=model, dtype=dtype, any_base=any_base, notify=note)

@@ -38,3 +38,6 @@ Trained = Annotated[Path, typer.Argument(help="An adapter folder, a fully fine-t
 BaseModel = Annotated[
     str | None, typer.Option("--model", help="Put the adapter on this base model, not the one it was trained on.")
 ]
+AnyBase = Annotated[
+    bool, typer.Option("--any-base", help="Accept also a base with other weights than the adapter was trained on.")
+]

@@ -19,6 +19,7 @@ def evaluate(
     text_pair: options.TextPair = None,
     split: Annotated[str, typer.Option(help="Which split of a named data set: train, validation or test.")] = "test",
     model: options.BaseModel = None,
+    any_base: options.AnyBase = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Score a trained classifier on labelled text."""
@@ -26,7 +27,7 @@ def evaluate(
     from veneer.training.saved import load_trained
 
     rows = load_rows(data, split=split, text=text, label=label, text_pair=text_pair, notify=note)
-    trained = load_trained(adapter, model=model, notify=note)
+    trained = load_trained(adapter, model=model, any_base=any_base, notify=note)
     scores = trained.scores(rows)
     name = f"{data} ({split})" if data in DATASETS else data
     if as_json:
@@ -49,6 +50,7 @@ def predict(
     text_pair: options.TextPair = None,
     out: Annotated[Path | None, typer.Option(help="File for the predictions: .csv, .tsv, .jsonl or .parquet.")] = None,
     model: options.BaseModel = None,
+    any_base: options.AnyBase = False,
     overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -78,7 +80,7 @@ def predict(
     else:
         assert sentence is not None
         rows = Examples(texts=(sentence,), pairs=None if pair is None else (pair,), labels=None)
-    trained = load_trained(adapter, model=model, notify=note)
+    trained = load_trained(adapter, model=model, any_base=any_base, notify=note)
     table = prediction_table(rows, trained.card.labels, trained.probabilities(rows))
     if out is not None:
         write_predictions(table, out, overwrite=overwrite)

@@ -287,7 +287,7 @@ def _twin_problems(target: Target, update: LowRank, adapter: AdapterState) -> li
 
 def _base_problems(model: nn.Module, weights: Mapping[str, Tensor], adapter: AdapterState) -> list[str]:
     """Return a line for each sign that the adapter was trained on other weights than the model's."""
-    advice = "load the base model it belongs to, or pass any_base=True"
+    advice = "load the base model it belongs to, or pass any_base=True (--any-base)"
     found = []
     if differs(adapter.fingerprint, fingerprint(weights)):
         found.append(f"it was trained on a base model with other weights than this {type(model).__name__}; {advice}")

@@ -24,8 +24,6 @@ from veneer.errors import (
     AdapterFormatError,
     AdapterMismatchError,
     ConfigError,
-    DataError,
-    DownloadError,
     gathered,
     unknown_name,
 )
@@ -38,7 +36,7 @@ from veneer.lora.selectors import Inside
 from veneer.lora.state import AdapterState
 from veneer.lora.transfer import load_state
 from veneer.training.config import resolve_attention
-from veneer.training.models import load_classifier
+from veneer.training.models import load_classifier, loading_error
 from veneer.training.saved import CARD_FILE, TaskCard, find_trained, read_card
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -140,7 +138,7 @@ def load_base(adapter: AdapterState, source: ModelSource, card: TaskCard | None 
             output_loading_info=True,
         )
     except Exception as error:  # for a broken folder transformers raises many kinds, none of them ours
-        raise _loading_error(source, model_class, error) from None
+        raise loading_error(source, error, f"by {model_class.__name__}") from None
     absent = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])} - adapter.trained.keys()
     if absent:
         problems = [f"{name}: the base has it not, or of another size, nor has the adapter" for name in sorted(absent)]
@@ -174,7 +172,7 @@ def module_names(reference: str, notify: Notify | None = None) -> tuple[str, ...
             is_general = model_class is transformers.AutoModel
             model = model_class.from_config(config) if is_general else model_class(config)
     except Exception as error:  # a configuration can be wrong in any way
-        raise _loading_error(source, model_class, error) from None
+        raise loading_error(source, error, f"by {model_class.__name__}") from None
     return tuple(name for name, _ in model.named_modules() if name)
 
 
@@ -184,7 +182,7 @@ def _read_config(source: ModelSource) -> Any:  # noqa: ANN401 - each family has 
     try:
         return AutoConfig.from_pretrained(source.location, trust_remote_code=False)
     except Exception as error:  # as above
-        raise _loading_error(source, AutoConfig, error) from None
+        raise loading_error(source, error, "by AutoConfig") from None
 
 
 def _own_class(config: Any) -> Any:  # noqa: ANN401 - transformers builds these classes as it goes
@@ -200,10 +198,3 @@ def _tokenizer(place: Path | str) -> PreTrainedTokenizerBase | None:
         return None
     has_words = len(tokenizer) > len(set(tokenizer.all_special_ids))
     return tokenizer if has_words and isinstance(tokenizer, PreTrainedTokenizerBase) else None
-
-
-def _loading_error(source: ModelSource, wanted: type, error: Exception) -> DataError | DownloadError:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    if Path(source.location).is_dir():
-        return DataError(f"{source.name} cannot be loaded by {wanted.__name__}: {reason}; repair the folder")
-    return DownloadError(f"the model {source.name!r} could not be fetched from the hub: {reason}")

@@ -118,9 +118,11 @@ def readable_tokens(model: nn.Module, wanted: int) -> int:
     return min([wanted, *(table.num_embeddings - rows for table, rows in zip(tables, unused, strict=True))])
 
 
-def loading_error(source: ModelSource, error: Exception) -> DataError | DownloadError:
+def loading_error(
+    source: ModelSource, error: Exception, how: str = "as a text classifier"
+) -> DataError | DownloadError:
     """Return what to tell the user when `transformers` could not load `source`."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if Path(source.location).is_dir():
-        return DataError(f"{source.name} cannot be loaded as a text classifier: {reason}; repair the folder")
+        return DataError(f"{source.name} cannot be loaded {how}: {reason}; repair the folder")
     return DownloadError(f"the model {source.name!r} could not be fetched from the hub: {reason}")

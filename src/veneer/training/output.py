@@ -60,6 +60,23 @@ def partial_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder that becomes `folder` when the block ends well; otherwise nothing is left of it.
+
+    Raises:
+        OutputExistsError: something is at `folder` already, other than an empty folder.
+    """
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise OutputExistsError(f"{path} is a file; choose another path for the folder to write")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OutputExistsError(f"{folder} is not empty, and nothing is overwritten; choose another path")
+    with partial_folder(folder) as partial:
+        yield partial
+        partial.replace(folder)
+
+
 def clear_partials(folder: Path) -> None:
     """Delete what a process that was killed left of building `folder`."""
     for child in folder.parent.iterdir():

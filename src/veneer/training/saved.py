@@ -105,12 +105,15 @@ def save_trained(classifier: Classifier, card: TaskCard, folder: Path) -> Path:
     return path
 
 
-def load_trained(path: Path, *, model: str | None = None, notify: Notify | None = None) -> SavedClassifier:
+def load_trained(
+    path: Path, *, model: str | None = None, any_base: bool = False, notify: Notify | None = None
+) -> SavedClassifier:
     """Load a trained classifier from an adapter folder, a model folder or the run folder that holds one.
 
     Args:
         path: the folder.
         model: the pretrained model to put an adapter on, instead of the one its card names.
+        any_base: put it also onto other weights than it was trained on.
         notify: takes one line for the user when something has to be fetched.
 
     Raises:
@@ -123,7 +126,7 @@ def load_trained(path: Path, *, model: str | None = None, notify: Notify | None 
         source = ModelSource(name=str(folder), location=str(folder), hub_id=str(folder))
         return SavedClassifier(card=card, classifier=_load_whole(source, card.labels))
     classifier = _load_base(find_model(model or card.model, notify), card.labels)
-    load(classifier.model, folder, trainable=True)
+    load(classifier.model, folder, trainable=True, any_base=any_base)
     narrow_frozen(classifier.model, _precision(card))
     classifier.model.requires_grad_(False)
     if torch.cuda.is_available():
