@@ -108,10 +108,15 @@ def test_a_parametrised_linear_layer_is_called_and_not_read():
     torch.testing.assert_close(net(x), output, rtol=1e-4, atol=1e-4)
 
 
-def test_bitsandbytes_four_bits_where_it_runs():
-    bitsandbytes = pytest.importorskip("bitsandbytes")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bitsandbytes_where_it_runs(bits):
+    library = pytest.importorskip("bitsandbytes").nn
     torch.manual_seed(0)
-    layer = bitsandbytes.nn.Linear4bit(64, 32, compute_dtype=torch.float32, quant_type="nf4")
+    layer = (
+        library.Linear4bit(64, 32, compute_dtype=torch.float32, quant_type="nf4")
+        if bits == 4
+        else library.Linear8bitLt(64, 32, has_fp16_weights=False)
+    )
     net = nn.Sequential(layer).to("cpu")
     x = torch.randn(4, 64)
     before = net(x).detach()
