@@ -60,6 +60,12 @@ def page() -> str:
         f"| no effect on a trained adapter, any value | {', '.join(f'`{key}`' for key in sorted(INERT))} |",
         f"| refused unless switched off | {', '.join(f'`{key}`' for key in sorted(NEUTRAL))} |",
         "",
+        "## Names, for those who come from PEFT",
+        "",
+        "| PEFT | Veneer |",
+        "|---|---|",
+        *(f"| {theirs} | {ours} |" for theirs, ours in NAMES),
+        "",
         "## Faults of PEFT and loralib that do not occur here",
         "",
         "Each row is a test of `tests/oracles/test_peers_faults.py` that passes: the fault as users met it and where",
@@ -91,7 +97,47 @@ DIFFERENCES = (
     ("a name in `modules_to_save`", "any module whose name ends in it", "matched at a `.` boundary"),
     ("output projection of `nn.MultiheadAttention`", "0.21.2 adds its update twice (peft#3774)", "once"),
     ("LoRA+ rates for vectors", "the rate of B", "the base rate"),
+    (
+        "convolutions with `dilation` or a `padding_mode`",
+        "A pads and dilates in its own way: another function, so adapters of such layers do not interchange",
+        "B A is the kernel's matrix; merges",
+    ),
+    (
+        "layers that share a weight",
+        "an update each, or of one alone; a merge unties or changes both",
+        "one update for both, or refused with how to untie",
+    ),
+    (
+        "`state_dict()` of a model in training",
+        "keys begin with `base_model.model.`",
+        "keys of an adapted layer hold `.base.` and `.update.`: for the same adapted model; `save` is for all else",
+    ),
 )
+NAMES = (
+    ("`r`, `bias`, `rank_pattern`, `alpha_pattern`", "the same"),
+    ("`lora_alpha`", "`alpha`"),
+    ("`lora_dropout`", "`dropout`"),
+    ("`target_modules`", "`targets`"),
+    ("`exclude_modules`", "`exclude`"),
+    ("`layers_to_transform`", "`layers`"),
+    ("`target_parameters`", "`parameters`"),
+    ("`trainable_token_indices`", "`token_rows`"),
+    ("`use_dora=True`", '`variant="dora"`'),
+    ("`use_rslora=True`", '`scaling="rslora"`'),
+    ("`init_lora_weights`", "`init`"),
+    ("loralib's `enable_lora`", "`fused`"),
+    ("`modules_to_save`", "`adapt(model, config, train_also=[...])`"),
+    ("`get_peft_model(model, config)`", "`adapt(model, config)`, in place"),
+    ("`model.save_pretrained(path)`", "`save(model, path)`"),
+    ("`PeftModel.from_pretrained(model, path)`", "`load(model, path)`, in place"),
+    ("`model.merge_and_unload()`", "`merge(model)`"),
+    ("`model.unload()`", "`remove(model)`"),
+    ("`with model.disable_adapter()`", "`with disabled(model)`"),
+    ("`model.add_weighted_adapter(...)`", "`algebra.combined(states, weights)`"),
+    ("`hotswap_adapter(...)`", "`swap(model, state)`"),
+    ("`create_loraplus_optimizer(...)`", "`optimizer_groups(model, lr=...)`"),
+)
+"""PEFT's names and Veneer's."""
 
 if __name__ == "__main__":
     PAGE.parent.mkdir(exist_ok=True)

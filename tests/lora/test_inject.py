@@ -318,6 +318,15 @@ def test_a_copy_taken_within_a_context_is_a_plain_model(model, ids, context):
         assert torch.equal(twin(ids), inside)
 
 
+def test_what_is_merged_in_inference_mode_can_be_trained_afterwards(model, ids):
+    veneer.adapt(model, LoraConfig(r=3))
+    filled(model)
+    with torch.inference_mode():
+        veneer.merge(model)
+    model.requires_grad_(True)(ids).sum().backward()
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+
+
 def test_a_model_with_a_trained_head_alone_counts_as_adapted(model):
     veneer.adapt(model, LoraConfig(targets=[]), ["classifier"])
     with pytest.raises(AdapterStateError, match="adapted already"):

@@ -79,6 +79,30 @@ def test_a_weight_that_is_shared_under_another_name_is_refused(tied, settings):
         veneer.plan(tied, LoraConfig(r=3, **settings))
 
 
+def test_what_an_adapter_does_to_one_of_two_that_share_a_weight_is_refused_until_they_are_untied(tied, tmp_path):
+    """As PEFT leaves it: an update of the embedding alone; both trained whole, each to its own value."""
+    untied = copy.deepcopy(tied)
+    untied.lm_head.weight = nn.Parameter(untied.lm_head.weight.detach().clone())
+    for config, train_also, reason in (
+        (LoraConfig(r=3, targets=["embed"]), [], "lm_head shares its weight with embed, which the adapter changes"),
+        (LoraConfig(r=3, targets=["lm_head"]), [], "embed shares its weight with lm_head, which the adapter changes"),
+        (LoraConfig(r=3, targets=["body"]), ["embed", "lm_head"], "holds two different values"),
+    ):
+        trained = copy.deepcopy(untied)
+        veneer.adapt(trained, config, train_also)
+        with torch.no_grad():
+            for parameter in trained.parameters():
+                parameter.add_(torch.randn_like(parameter) * parameter.requires_grad)
+        veneer.save(trained, tmp_path / "adapter")
+        before = copy.deepcopy(tied.state_dict())
+        with pytest.raises(AdapterMismatchError, match=f"{reason}.*; untie them first"):
+            veneer.load(tied, tmp_path / "adapter")
+        assert all(torch.equal(before[name], tensor) for name, tensor in tied.state_dict().items())
+        plain = copy.deepcopy(untied)
+        veneer.load(plain, tmp_path / "adapter")
+        assert torch.equal(plain(IDS), trained(IDS))
+
+
 def test_two_updates_for_one_weight_are_refused(tied):
     veneer.adapt(tied, LoraConfig(r=3, targets=["embed"]))
     stir(tied)

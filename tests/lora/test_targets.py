@@ -1,6 +1,7 @@
 """Selecting is pure, complete and loud: a term that selects nothing is an error that names the nearest modules."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_a_string_is_a_regular_expression_matched_in_full(model):
 def test_all_linear_leaves_the_head_out_and_says_so(model):
     the_plan = veneer.plan(model, LoraConfig(r=3))
     assert names(the_plan) == [f"blocks.{i}.{part}" for i in (0, 1) for part in ("query", "value")]
-    assert the_plan.left_out == (("classifier", "output head"),)
+    assert the_plan.left_out == (("classifier", "output head, frozen; train_also would train it"),)
     assert the_plan.config.targets == ("query", "value")
     assert veneer.plan(model, LoraConfig(r=3), ["classifier"]).left_out == (("classifier", "trained whole"),)
 
@@ -173,3 +174,62 @@ def test_what_is_no_config_is_refused():
 def test_a_pattern_for_what_is_not_adapted_is_refused(key):
     with pytest.raises(TargetError, match="matches no layer that is adapted"):
         veneer.plan(Nested(), LoraConfig(r=2, targets=["table"], rank_pattern={key: 1}))
+
+
+def test_a_frozen_head_is_mentioned_whatever_the_targets(model):
+    for targets in ("all-linear", ["query"], r".*\.value"):
+        assert [name for name, _ in veneer.plan(model, LoraConfig(r=2, targets=targets)).left_out] == ["classifier"]
+    assert veneer.plan(model, LoraConfig(r=2, targets=["query", "classifier"])).left_out == ()
+
+
+def test_the_printed_plan_tells_every_rank_and_scaling(model):
+    config = LoraConfig(
+        r=3, alpha=6, rank_pattern={"blocks.0.query": 2}, alpha_pattern={"value": 600}, train_A=False, init="gaussian"
+    )
+    text = str(veneer.plan(model, config))
+    rows = {line.split()[0]: line.split()[1:3] for line in text.splitlines() if line.startswith("blocks")}
+    assert rows == {
+        "blocks.0.query": ["2", "3"],
+        "blocks.0.value": ["3", "200"],
+        "blocks.1.query": ["3", "2"],
+        "blocks.1.value": ["3", "200"],
+    }
+    assert "4 layers at r=2 to 3, scaling 2 to 200, init gaussian, A frozen: " in text
+
+
+def test_layer_numbers_that_no_name_holds_are_refused(model):
+    for targets in ("all-linear", ["query"]):
+        with pytest.raises(TargetError, match=r"layers \[7\] match no module; those in the names are \[0, 1\]"):
+            veneer.plan(model, LoraConfig(r=2, targets=targets, layers=[0, 7]))
+
+
+@pytest.mark.parametrize(
+    ("targets", "hint"),
+    [
+        (["in_proj_weight"], "'0' has a parameter of that name: name it in `parameters`"),
+        (["0"], "its own in_proj_weight by `parameters`"),
+        (["all-linear"], "targets='all-linear', a text by itself"),
+        ("all_linear", "targets='all-linear', a text by itself"),
+    ],
+    ids=str,
+)
+def test_what_was_probably_meant_is_said(targets, hint):
+    with pytest.raises(TargetError, match=re.escape(hint)):
+        veneer.plan(nn.Sequential(nn.MultiheadAttention(8, 2)), LoraConfig(r=2, targets=targets))
+
+
+def test_all_linear_says_what_a_module_computes_with_itself():
+    net = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
+    assert veneer.plan(net, LoraConfig(r=2)).left_out == (
+        ("0", "computes with in_proj_weight itself: a matter of `parameters`"),
+    )
+    assert veneer.plan(net, LoraConfig(r=2, parameters=["in_proj_weight"])).left_out == ()
+
+
+def test_a_model_with_pefts_layers_is_refused(model):
+    peft = pytest.importorskip("peft")
+    theirs = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["query"]))
+    for each in (theirs, model):
+        with pytest.raises(AdapterStateError, match="unload"):
+            veneer.plan(each, LoraConfig(r=2))
+    veneer.plan(theirs.unload(), LoraConfig(r=2))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from veneer.cli import options
 from veneer.cli.console import note, stdout
-from veneer.errors import ConfigError
 
 if TYPE_CHECKING:
     from veneer.lora.state import AdapterState
@@ -24,11 +24,8 @@ def convert(
     to: Annotated[str, typer.Option(help="peft, which Veneer reads too, or vllm.")] = "peft",
     alpha: Annotated[float | None, typer.Option(help="For loralib: the scaling is alpha / r.")] = None,
     r: Annotated[int | None, typer.Option(help="For loralib: the rank, to be checked.")] = None,
-    fused: Annotated[
-        list[str] | None,
-        typer.Option(help="For loralib: NAME=101, a 1 for each adapted slice of a fused projection; repeat for more."),
-    ] = None,
-    embedding: Annotated[list[str] | None, typer.Option(help="For loralib: an embedding, by name.")] = None,
+    fused: options.Fused = None,
+    embedding: options.Embedding = None,
     model: Annotated[
         str | None, typer.Option(help="For kohya: the model, or the safetensors file of its weights; names are read.")
     ] = None,
@@ -56,17 +53,17 @@ def convert(
     if to not in WRITERS:
         raise unknown_name("format to write", to, WRITERS)
     with new_folder(output) as partial:
-        options = ReadOptions(
+        given = ReadOptions(
             alpha=alpha,
             r=r,
-            fused=dict(map(_slices, fused or ())),
+            fused=options.slices(fused),
             embeddings=tuple(embedding or ()),
             model=_module_names(model),
             component=component,
             pickles=True,
         )
         found = from_format or sniff(source, pickles=True)
-        state = read_any(source, file_format=found, options=options)
+        state = read_any(source, file_format=found, options=given)
         lines = [f"read {source} ({found}): {_summary(state)}"]
         others = models_in(source, found, pickles=True) if component is not None else ()
         lines += [f"left out {name}: updates of another model" for name in others if name != component]
@@ -85,14 +82,6 @@ def _module_names(model: str | None) -> tuple[str, ...]:
     from veneer.training.merging import module_names
 
     return module_names(model, note)
-
-
-def _slices(text: str) -> tuple[str, tuple[bool, ...]]:
-    """Return the name of a fused projection and which of its slices are adapted, from NAME=101."""
-    name, _, digits = text.rpartition("=")
-    if not name or not digits or set(digits) - {"0", "1"}:
-        raise ConfigError(f"--fused is {text!r}; it must be a name and a digit for each slice, such as c_attn=101")
-    return name, tuple(digit == "1" for digit in digits)
 
 
 def _summed(state: "AdapterState", scale: float, others: Sequence[str]) -> tuple["AdapterState", list[str]]:

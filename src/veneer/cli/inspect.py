@@ -33,6 +33,8 @@ def inspect(
     ] = None,
     r: Annotated[int | None, typer.Option(help="Rank, for a model alone (8) or a loralib file.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Scaling is alpha / r; as --r (16).")] = None,
+    fused: options.Fused = None,
+    embedding: options.Embedding = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show what an adapter holds and does to its base, or what would be adapted in a model."""
@@ -45,7 +47,14 @@ def inspect(
             raise ConfigError(
                 "--method and --target are for a model alone (veneer inspect --model NAME); leave them out"
             )
-        given = ReadOptions(alpha=alpha, r=r, component=component, pickles=from_format is not None)
+        given = ReadOptions(
+            alpha=alpha,
+            r=r,
+            fused=options.slices(fused),
+            embeddings=tuple(embedding or ()),
+            component=component,
+            pickles=from_format is not None,
+        )
         description = describe_adapter(adapter, file_format=from_format, options=given, model=model, notify=note)
     elif model is not None:
         if from_format is not None or component is not None:

@@ -1,9 +1,12 @@
 """The options that several commands share, each defined once."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from veneer.errors import ConfigError
 
 Model = Annotated[str, typer.Option("--model", help="Pretrained model: a short name, a local folder or a hub id.")]
 Data = Annotated[
@@ -41,3 +44,21 @@ BaseModel = Annotated[
 AnyBase = Annotated[
     bool, typer.Option("--any-base", help="Accept also a base with other weights than the adapter was trained on.")
 ]
+Fused = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fused", help="For loralib: NAME=101, a 1 for each adapted slice of a fused projection; repeat for more."
+    ),
+]
+Embedding = Annotated[list[str] | None, typer.Option("--embedding", help="For loralib: an embedding, by name.")]
+
+
+def slices(given: Iterable[str] | None) -> dict[str, tuple[bool, ...]]:
+    """Return the adapted slices by the name of each fused projection, from `Fused`: NAME=101."""
+    found = {}
+    for text in given or ():
+        name, _, digits = text.rpartition("=")
+        if not name or not digits or set(digits) - {"0", "1"}:
+            raise ConfigError(f"--fused is {text!r}; it must be a name and a digit for each slice, such as c_attn=101")
+        found[name] = tuple(digit == "1" for digit in digits)
+    return found

@@ -190,7 +190,10 @@ def load_rows(
 def _read_parts(request: DataRequest, notify: Notify | None) -> dict[str, Examples]:
     """Return the rows of each split that exists as a file or as a split on the hub."""
     if missing := [f"--{name}" for name in ("text", "label") if not getattr(request, name)]:
-        raise DataError(f"{request.data} needs {' and '.join(missing)}: the column that holds it")
+        if Path(request.data).suffix in FILE_ENDINGS and not Path(request.data).exists():
+            raise DataError(f"there is no file {request.data} (looked for {Path(request.data).absolute()})")
+        columns = "the column that holds it" if len(missing) == 1 else "the columns that hold them"
+        raise DataError(f"{request.data} needs {' and '.join(missing)}: {columns}")
     assert request.text is not None
     with tempfile.TemporaryDirectory() as temporary:
         files = _find_files(request, Path(temporary), notify)

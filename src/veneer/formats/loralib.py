@@ -68,7 +68,7 @@ def read_loralib(
     tensors, _ = read_weights(path)
     problems: list[str] = []
     if alpha is None:
-        problems.append("alpha is not in the file: give alpha=..., the lora_alpha the layers were built with")
+        problems.append("alpha is not in the file: give alpha=... (--alpha), the lora_alpha the layers were built with")
     pairs, others = _sorted_tensors(tensors, problems)
     updates = low_ranks(pairs, chosen.fused, embeddings, problems)
     config = config_of_slices(updates, chosen)
@@ -147,8 +147,8 @@ def _slice_problem(A: Tensor, B: Tensor, slices: Sequence[bool]) -> str | None:
         return f"{shapes}; both must be the rank" if given == 1 else f"{shapes}; {given} slices do not fit them"
     if len(slices) > 1:
         return f"{shapes}: {rows // r} slices are adapted, but fused gives {given}"
-    name = "{'c_attn': (True, False, True)}"
-    return f"{shapes}: a fused projection with {rows // r} slices adapted; say which of all, as fused={name}"
+    way = "fused={'c_attn': (True, False, True)} (--fused c_attn=101)"
+    return f"{shapes}: a fused projection with {rows // r} slices adapted; say which of all, as in {way}"
 
 
 def _sorted_tensors(tensors: Mapping[str, Tensor], problems: list[str]) -> tuple[Pairs, dict[str, Tensor]]:

@@ -1,15 +1,19 @@
-"""Which settings do not go with which layers: one rule a line, each with the reason a refusal gives."""
+"""Why a plan is refused: which settings do not go with which layers, one rule a line, and what terms match nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from veneer.lora.config import LoraConfig
+from veneer.errors import ConfigError, gathered
+from veneer.lora.config import ALL_LINEAR, LoraConfig
 from veneer.lora.init import INITS
-from veneer.lora.kinds import OPAQUE, Kind
+from veneer.lora.kinds import OPAQUE, Kind, kind_of, own_matrices
 from veneer.lora.plan import Target
-from veneer.lora.selectors import Pattern, nearest
+from veneer.lora.selectors import Pattern, Selector, nearest
+
+UNTIE = "untie them first, as in layer.weight = nn.Parameter(layer.weight.detach().clone())"
+"""What to do where two layers share a weight and the adapter needs two."""
 
 Rule = Callable[[nn.Module, Kind, LoraConfig], bool]
 
@@ -50,6 +54,71 @@ RULES: tuple[tuple[Rule, str], ...] = (
 def conflict(module: nn.Module, kind: Kind, config: LoraConfig) -> str | None:
     """Return why `config` cannot be applied to a layer that can be adapted as such, or None where it can."""
     return next((reason for applies, reason in RULES if applies(module, kind, config)), None)
+
+
+def require_types(model: object, config: object, train_also: object) -> None:
+    """Raise a `ConfigError` where the arguments of `plan` are not of the kinds it takes."""
+    problems = []
+    if not isinstance(model, nn.Module):
+        problems.append(f"model is {model!r}; it must be an nn.Module")
+    if not isinstance(config, LoraConfig):
+        problems.append(f"config is {config!r}; it must be a LoraConfig, as in LoraConfig(r=8)")
+    if not isinstance(train_also, Sequence) or not all(isinstance(name, str) and name for name in train_also):
+        problems.append(f"train_also is {train_also!r}; it must be a list of names, as in ['classifier']")
+    elif isinstance(train_also, str):
+        problems.append(f"train_also is the text {train_also!r}; it must be a list of names, as in [{train_also!r}]")
+    if problems:
+        raise ConfigError(gathered("cannot plan an adapter:", problems))
+
+
+def target_problems(
+    selector: Selector,
+    term_of: Mapping[str, str],
+    wanted: Sequence[str],
+    reasons: Mapping[str, str | None],
+    modules: Mapping[str, nn.Module],
+) -> list[str]:
+    """Return a line for each term that selects nothing adaptable, or else for each layer that cannot be adapted.
+
+    Args:
+        selector: the targets.
+        term_of: the term that selects each module, of those that are selected.
+        wanted: the selected modules that are not excluded.
+        reasons: of those that are not trained whole, why they cannot be adapted, or None.
+        modules: all modules by full name.
+    """
+    served = {term_of[name] for name, reason in reasons.items() if reason is None}
+    only_trained = {term_of[name] for name in wanted} - {term_of[name] for name in reasons}
+    found = []
+    for term in selector.terms:
+        if term in served or term in only_trained:
+            continue  # what selects only modules trained whole, as PEFT's own files do, is listed as left out
+        blocked = next((name for name in reasons if term_of[name] == term), None)
+        if blocked:
+            reason = f"selects only what cannot be adapted: {blocked!r} {reasons[blocked]}"
+        elif term in term_of.values():
+            reason = "selects only what is excluded or in other layers"
+        elif any(other.endswith("." + term) for other in served):
+            continue  # longer terms have taken everything that this one would select
+        else:
+            reason = f"matches no module{_hint(term, selector, modules)}"
+        found.append(f"target {term!r} {reason}")
+    return found or [
+        f"{name!r} {reason}; exclude it or select more narrowly"
+        for name, reason in reasons.items()
+        if reason and own_matrices(modules[name])
+    ]
+
+
+def _hint(term: str, selector: Selector, modules: Mapping[str, nn.Module]) -> str:
+    """Return what a term that matches no module may have meant."""
+    if term.replace("_", "-").replace(" ", "-").lower() == ALL_LINEAR:
+        return f"; all linear layers are targets={ALL_LINEAR!r}, a text by itself"
+    owner = next((name for name, module in modules.items() if term.rpartition(".")[2] in module._parameters), None)
+    if owner is not None and not selector.is_regex:
+        return f"; {owner or 'the model'!r} has a parameter of that name: name it in `parameters`"
+    near = nearest(term, [name for name, module in modules.items() if kind_of(module) is not None])
+    return near + " (a string is a regular expression for the full name; a list gives names)" * selector.is_regex
 
 
 def idle_patterns(config: LoraConfig, targets: Sequence[Target]) -> list[str]:

@@ -71,8 +71,9 @@ def adapt(
 ) -> Plan:
     """Adapt `model` in place and freeze the rest; return the plan that was carried out.
 
-    The start is drawn with `config.seed`. Whatever the init, the model's output does not change. The modules in
-    `train_also` become trainable as they are; what they held is kept for `remove` and `disabled`.
+    The start is drawn with `config.seed`. Whatever the init, the model's output does not change: not at all where B
+    starts at zero, to rounding where a start is subtracted (orthogonal, PiSSA, OLoRA). The modules in `train_also`
+    become trainable as they are; what they held is kept for `remove` and `disabled`.
 
     Args:
         model: any module; layers are replaced inside it.
@@ -348,7 +349,7 @@ def _merged_weights(root: nn.Module, slots: Mapping[str, Slot]) -> dict[str, nn.
         if others := owners.get(id(slot.weight)):
             problems.append(f"{name}.weight is shared with {', '.join(others)}, which a merge would change too")
         if id(slot.weight) not in by_base:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # an inference tensor could never be trained again
                 weight = slot.merged_weight()
             if not weight.is_meta and not _is_finite(weight):
                 problems.append(f"{name}.weight would not be finite: its update or base weight holds NaN or infinity")

@@ -253,7 +253,8 @@ def obstacle(module: nn.Module) -> str | None:
     if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
         return f"is a {type(module).__name__} whose sizes are not known yet; run the model once first"
     if kind is None:
-        return f"is a {type(module).__name__}; linear, embedding and convolution layers can be adapted"
+        advice = f", and its own {', '.join(own)} by `parameters`" if (own := own_matrices(module)) else ""
+        return f"is a {type(module).__name__}; linear, embedding and convolution layers can be adapted{advice}"
     if kind in (EMBEDDING, CONV) and type(module).forward not in {cls.forward for cls in (nn.Embedding, *CONVOLUTIONS)}:
         return f"is a {type(module).__name__} with a forward pass of its own; its update is not defined"
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
@@ -263,6 +264,11 @@ def obstacle(module: nn.Module) -> str | None:
     if kind is not OPAQUE and not _is_float_parameter(module):
         return f"is a {type(module).__name__} without a floating-point weight of its own"
     return None
+
+
+def own_matrices(module: nn.Module) -> list[str]:
+    """Return the names of the module's own parameters that have two dimensions or more."""
+    return [name for name, p in module._parameters.items() if p is not None and not is_lazy(p) and p.ndim >= 2]
 
 
 def _is_plain_linear(module: nn.Module) -> bool:

@@ -68,20 +68,37 @@ class Plan:
 
     def __str__(self) -> str:
         width = max([len(target.name) for target in self.targets] + [len("module")])
-        lines = [f"{'module':<{width}}  {'r':>4} {'in':>7} {'out':>7} {'parameters':>12}"]
+        lines = [f"{'module':<{width}}  {'r':>5} {'scaling':>8} {'in':>7} {'out':>7} {'parameters':>12}"]
         for t in self.targets:
             tie = f"  (the update of {t.tied_to})" if t.tied_to else ""
-            lines.append(
-                f"{t.name:<{width}}  {t.rank:>4} {t.in_features:>7} {t.out_features:>7} {t.parameters:>12,}{tie}"
-            )
+            rank = f"{sum(t.slices)} x {t.r}" if t.slices else str(t.r)
+            sizes = f"{t.in_features:>7} {t.out_features:>7} {t.parameters:>12,}"
+            lines.append(f"{t.name:<{width}}  {rank:>5} {t.scaling:>8.4g} {sizes}{tie}")
         lines += [f"left out: {name} ({reason})" for name, reason in self.left_out]
         lines += [f"trained whole: {name}" for name in (*self.trained_modules, *self.trained_biases)]
         lines += [f"trained rows: {len(ids)} of {name}" for name, ids in self.config.token_rows.items()]
         share = self.trainable_parameters / max(self.total_parameters, 1)
         layers = "1 layer" if len(self.targets) == 1 else f"{len(self.targets)} layers"
         lines.append(
-            f"{layers} at r={self.config.r}, scaling {self.config.factor:g}: "
+            f"{layers}{self._settings()}: "
             f"{self.lora_parameters:,} low-rank + {self.trained_parameters:,} other = "
             f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters trainable ({share:.3%})"
         )
         return "\n".join(lines)
+
+    def _settings(self) -> str:
+        """Return what the updates have in common, and their ranges of rank and scaling."""
+        if not self.targets:
+            return ""
+        values = (
+            ("r=", {target.r for target in self.targets}),
+            (", scaling ", {target.scaling for target in self.targets}),
+        )
+        text = " at " + "".join(
+            f"{label}{min(known):.4g}" + (f" to {max(known):.4g}" if len(known) > 1 else "") for label, known in values
+        )
+        if self.config.variant != "lora":
+            text += f", {self.config.variant}"
+        if self.config.init != "kaiming":
+            text += f", init {self.config.init}"
+        return text if self.config.train_A else text + ", A frozen"

@@ -130,5 +130,5 @@ class Inside:
 def nearest(term: str, names: Iterable[str]) -> str:
     """Return "; nearest: ..." for a term that matched nothing, or "" where nothing is near."""
     last = {name.rsplit(".", 1)[-1]: name for name in names}
-    close = get_close_matches(term, [*last.values(), *last], n=3, cutoff=0.6)
+    close = get_close_matches(term, {*last.values(), *last}, n=3, cutoff=0.6)
     return f"; nearest: {', '.join(repr(name) for name in close)}" if close else ""

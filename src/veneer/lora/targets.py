@@ -12,10 +12,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from veneer.errors import AdapterStateError, ConfigError, TargetError, gathered
+from veneer.errors import AdapterStateError, TargetError, gathered
 from veneer.lora.config import ALL_LINEAR, LoraConfig
-from veneer.lora.conflicts import conflict, idle_patterns, size_problems
-from veneer.lora.kinds import EMBEDDING, OPAQUE, Kind, ParameterKind, kind_of, obstacle
+from veneer.lora.conflicts import UNTIE, conflict, idle_patterns, require_types, size_problems, target_problems
+from veneer.lora.kinds import EMBEDDING, OPAQUE, Kind, ParameterKind, kind_of, obstacle, own_matrices
 from veneer.lora.plan import Plan, Target
 from veneer.lora.selectors import Inside, Selector, exact_terms, nearest
 from veneer.lora.state import fitted
@@ -43,7 +43,7 @@ def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = (), *
         ConfigError: `config` or `train_also` is something else altogether.
         TargetError: a selector matches nothing, or matches what cannot be adapted; every problem is named.
     """
-    _require_types(config, train_also)
+    require_types(model, config, train_also)
     if "_orig_mod" in model._modules:
         raise AdapterStateError("the model is compiled already; adapt it first and compile it then")
     if torch.is_inference_mode_enabled():
@@ -68,7 +68,7 @@ def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = (), *
     return Plan(
         config=survey.resolved(targets, parameters, rows),
         targets=(*targets, *parameters),
-        left_out=tuple(survey.left_out),
+        left_out=tuple((name, reason) for name, reason in survey.left_out if name not in owners),
         trained_modules=tuple(n for n in survey.trained if not Inside(set(survey.trained) - {n})(n)),
         trained_biases=tuple(biases),
         trained_parameters=sum(counts.values()) + row_count,
@@ -82,6 +82,8 @@ class _Survey:
     def __init__(self, model: nn.Module, config: LoraConfig, train_also: Sequence[str], *, any_rank: bool) -> None:
         self.model, self.config, self.any_rank = model, config, any_rank
         self.modules = dict(model.named_modules())
+        if any(type(module).__module__.startswith("peft.") for module in self.modules.values()):
+            raise AdapterStateError("the model has an adapter of PEFT's; take it off first: model = model.unload()")
         if any(vars(module).get(ADAPTATION) is not None for module in self.modules.values()):
             raise AdapterStateError(
                 "the model is adapted already; call veneer.remove(model) or veneer.merge(model) first"
@@ -98,6 +100,8 @@ class _Survey:
         self.trained = tuple(name for name in self.names if trained(name))
         self.is_trained = Inside(self.trained)
         self.is_excluded = Inside(name for name in self.names if excluded(name))
+        get_output = getattr(model, "get_output_embeddings", None)  # transformers' own name for the output layer
+        self.output = get_output() if callable(get_output) else None
         self.owners: dict[int, list[str]] = {}
         for name, module in self.modules.items():
             for parameter in module._parameters.values():
@@ -109,16 +113,25 @@ class _Survey:
         """Return the names of the layers to adapt, in the model's order."""
         if self.config.targets == ALL_LINEAR:
             chosen = self._all_linear()
-            if not chosen and not self.config.parameters:
+            if idle := self._idle_layers():
+                self.problems += idle
+            elif not chosen and not self.config.parameters:
                 self.problems.append(f"{ALL_LINEAR!r} selects nothing: {self._kinds()}")
             return chosen
         selector = Selector(self.config.targets)
+        self.problems += self._idle_layers()
         term_of = {name: term for name in self.names if (term := selector.term_for(name)) is not None}
         wanted = [n for n in term_of if not self.is_excluded(n) and self._in_layers(n)]
         self.left_out += [(name, "trained whole") for name in wanted if self.is_trained(name)]
         chosen = [name for name in wanted if not self.is_trained(name)]
         reasons = {name: self._obstacle(name) for name in chosen}
-        self.problems += self._target_problems(selector, term_of, wanted, reasons)
+        self.left_out += [
+            (name, reason)
+            for name, kind in self.kinds.items()
+            if kind is not None and name not in term_of and not self.is_trained(name)
+            if (reason := self._head_reason(name)) and self.modules[name] is not self.output
+        ]
+        self.problems += target_problems(selector, term_of, wanted, reasons, self.modules)
         return [name for name in chosen if reasons[name] is None]
 
     def targets(self, chosen: Sequence[str]) -> list[Target]:
@@ -129,7 +142,7 @@ class _Survey:
         found = []
         for name in (n for n in self.names if n in names):
             if name in sharing and (reason := self._tie_obstacle(name, sharing[name])):
-                self.problems.append(f"{sharing[name]!r} shares its weight with {name!r}, which {reason}; untie them")
+                self.problems.append(f"{sharing[name]!r} shares its weight with {name!r}, which {reason}; {UNTIE}")
                 continue
             weight = self.modules[name]._parameters.get("weight")
             first = first_with.setdefault(id(weight), name) if weight is not None else name
@@ -139,7 +152,7 @@ class _Survey:
             target = self._sized(name, kind, self.modules[name], tied_to)
             self.problems += size_problems(target, any_rank=self.any_rank)
             if tied_to and (reason := self._twin_obstacle(target)):
-                self.problems.append(f"{first!r} shares its weight with {name!r}, and {reason}; untie them")
+                self.problems.append(f"{first!r} shares its weight with {name!r}, and {reason}; {UNTIE}")
             found.append(target)
         fused = Selector(tuple(self.config.fused))
         self.problems += [
@@ -200,7 +213,9 @@ class _Survey:
                 self.problems.append(f"token_rows {term!r} names {hits[0]!r} a second time; give all its ids at once")
             for other in self._sharing(hits[0]):
                 if reason := self._tie_obstacle(other, hits[0]):
-                    self.problems.append(f"token_rows {term!r} shares its weight with {other!r}, which {reason}")
+                    self.problems.append(
+                        f"token_rows {term!r} shares its weight with {other!r}, which {reason}; {UNTIE}"
+                    )
             found[hits[0]] = tuple(sorted(ids))
         return found
 
@@ -245,18 +260,18 @@ class _Survey:
 
     def _all_linear(self) -> list[str]:
         """Return the linear layers to adapt; note those left out."""
-        get_output = getattr(self.model, "get_output_embeddings", None)  # transformers' own name for the output layer
-        output = get_output() if callable(get_output) else None
         chosen = []
         for name in self.names:
             module = self.modules[name]
             kind = self.kinds[name]
+            if kind is None and (matrices := own_matrices(module)):
+                self.left_out.append((name, f"computes with {', '.join(matrices)} itself: a matter of `parameters`"))
             if kind is None or kind.name != "linear" or (kind is OPAQUE and not isinstance(module, nn.Linear)):
                 continue
             reason = (
                 ("excluded" if self.is_excluded(name) else None)
                 or ("trained whole" if self.is_trained(name) else None)
-                or ("output head" if module is output or HEAD_NAMES & set(name.split(".")) else None)
+                or self._head_reason(name)
                 or ("in another layer" if not self._in_layers(name) else None)
                 or self._obstacle(name)
             )
@@ -266,11 +281,24 @@ class _Survey:
                 chosen.append(name)
         return chosen
 
+    def _head_reason(self, name: str) -> str | None:
+        """Return what to say of a layer that belongs to an output head, or None for any other."""
+        if self.modules[name] is self.output:
+            return "output head"
+        return "output head, frozen; train_also would train it" if HEAD_NAMES & set(name.split(".")) else None
+
     def _in_layers(self, name: str) -> bool:
         if self.config.layers is None:
             return True
         found = _LAYER_NUMBER.search(name)
         return found is not None and int(found[1]) in self.config.layers
+
+    def _idle_layers(self) -> list[str]:
+        """Return a line if some of the layer numbers are in no module's name."""
+        found = {int(number[1]) for name in self.names if (number := _LAYER_NUMBER.search(name))}
+        idle = [number for number in self.config.layers or () if number not in found]
+        present = f"those in the names are {sorted(found)}" if found else "no name holds a number"
+        return [f"layers {idle} match no module; {present}"] if idle else []
 
     def _obstacle(self, name: str) -> str | None:
         module = self.modules[name]
@@ -330,7 +358,7 @@ class _Survey:
     def _half_trained(self) -> list[str]:
         """Return a line for each module trained whole that shares a parameter with one that is not."""
         return [
-            f"{inner!r} is trained whole, but shares a parameter with {outer!r}; train both, or untie them first"
+            f"{inner!r} is trained whole, but shares a parameter with {outer!r}; train both, or {UNTIE}"
             for names in self.owners.values()
             if len(names) > 1
             for inner in names
@@ -338,60 +366,7 @@ class _Survey:
             if self.is_trained(inner) and not self.is_trained(outer)
         ]
 
-    def _target_problems(
-        self,
-        selector: Selector,
-        term_of: Mapping[str, str],
-        wanted: Sequence[str],
-        reasons: Mapping[str, str | None],
-    ) -> list[str]:
-        """Return a line for each term that selects nothing adaptable, or else for each layer that cannot be adapted."""
-        served = {term_of[name] for name, reason in reasons.items() if reason is None}
-        only_trained = {term_of[name] for name in wanted} - {term_of[name] for name in reasons}
-        adaptable = [name for name, kind in self.kinds.items() if kind is not None]
-        found = []
-        for term in selector.terms:
-            if term in served or term in only_trained:
-                continue  # what selects only modules trained whole, as PEFT's own files do, is listed as left out
-            blocked = next((name for name in reasons if term_of[name] == term), None)
-            if blocked:
-                reason = (
-                    f"selects only what cannot be adapted: {blocked!r} {reasons[blocked]}{nearest(term, adaptable)}"
-                )
-            elif term not in term_of.values() and any(other.endswith("." + term) for other in served):
-                continue  # longer terms have taken everything that this one would select
-            elif term in term_of.values():
-                reason = "selects only what is excluded or in other layers"
-            else:
-                hint = " (a string is a regular expression for the full name; a list gives names)"
-                reason = f"matches no module{nearest(term, adaptable)}{hint if selector.is_regex else ''}"
-            found.append(f"target {term!r} {reason}")
-        if found:
-            return found
-        return [
-            f"{name!r} {reason}; exclude it or select more narrowly"
-            for name, reason in reasons.items()
-            if reason and any(parameter.ndim >= 2 for parameter in self.modules[name].parameters(recurse=False))
-        ]
-
     def _kinds(self) -> str:
         """Return which layers with a weight matrix the model has, for a message."""
-        kinds = sorted({type(m).__name__ for m in self.modules.values() if _owns_matrix(m)})
+        kinds = sorted({type(m).__name__ for m in self.modules.values() if own_matrices(m)})
         return f"the model's layers are of the kinds {', '.join(kinds) or 'none'}; name those to adapt in a list"
-
-
-def _require_types(config: object, train_also: object) -> None:
-    """Raise a `ConfigError` where the arguments of `plan` are not of the kinds it takes."""
-    problems = []
-    if not isinstance(config, LoraConfig):
-        problems.append(f"config is {config!r}; it must be a LoraConfig, as in LoraConfig(r=8)")
-    if not isinstance(train_also, Sequence) or not all(isinstance(name, str) and name for name in train_also):
-        problems.append(f"train_also is {train_also!r}; it must be a list of names, as in ['classifier']")
-    elif isinstance(train_also, str):
-        problems.append(f"train_also is the text {train_also!r}; it must be a list of names, as in [{train_also!r}]")
-    if problems:
-        raise ConfigError(gathered("cannot plan an adapter:", problems))
-
-
-def _owns_matrix(module: nn.Module) -> bool:
-    return any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False))

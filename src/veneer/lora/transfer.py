@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatchError, AdapterStateError, ConfigError, TargetError, gathered
 from veneer.lora.build import Values, build, located
+from veneer.lora.conflicts import UNTIE
 from veneer.lora.fingerprint import differs, fingerprint
 from veneer.lora.inject import adapted_root, exchange, install, own_tensors, trained_names
 from veneer.lora.kinds import EMBEDDING, OpaqueKind
@@ -211,10 +212,13 @@ def _low_rank(root: nn.Module, name: str, slot: Slot) -> LowRank:
 def _misfits(model: nn.Module, the_plan: Plan, adapter: AdapterState) -> list[str]:
     """Return a line for each place without its tensor, each tensor without a place, and each that does not fit."""
     targets = {target.name: target for target in the_plan.targets}
-    found = [
-        f"{name}: selected by the adapter's targets, but it holds no A and B"
-        for name in targets.keys() - adapter.updates
-    ]
+    twins = {target.tied_to: target.name for target in the_plan.targets if target.tied_to}
+    found = []
+    for name in targets.keys() - adapter.updates:
+        if partner := targets[name].tied_to or twins.get(name):
+            found.append(f"{name} shares its weight with {partner}, which the adapter changes alone; {UNTIE}")
+        else:
+            found.append(f"{name}: selected by the adapter's targets, but it holds no A and B")
     found += [
         f"{name}: the adapter holds A and B, but the model has no such target"
         for name in adapter.updates.keys() - targets.keys()
@@ -229,7 +233,11 @@ def _misfits(model: nn.Module, the_plan: Plan, adapter: AdapterState) -> list[st
     found += [
         f"{name}: the adapter holds it, but the model has no such tensor" for name in adapter.trained.keys() - expected
     ]
+    first_with: dict[int, str] = {}
     for name in sorted(expected.keys() & adapter.trained):
+        first = first_with.setdefault(id(expected[name]), name)
+        if first != name and not torch.equal(adapter.trained[first], adapter.trained[name]):
+            found.append(f"{name} is shared with {first}, but the adapter holds two different values; {UNTIE}")
         found += _tensor_problems(name, adapter.trained[name], tuple(expected[name].shape), expected[name].dtype)
     modules = dict(plain_modules(model)) if adapter.token_rows else {}
     for name in the_plan.config.token_rows.keys() ^ adapter.token_rows.keys():
