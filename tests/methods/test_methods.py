@@ -7,7 +7,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from veneer.errors import ConfigError, TargetError, UnknownNameError
 from veneer.lora.config import LoraConfig
 from veneer.methods.anatomy import QUERY_VALUE, query_value
-from veneer.methods.table import METHODS, attach, find_method
+from veneer.methods.table import BASELINES, METHODS, attach, find_method
 
 LAYERS, HIDDEN, INNER, VOCABULARY, POSITIONS, CLASSES, RANK = 2, 12, 20, 31, 17, 3, 5
 EMBEDDINGS = (VOCABULARY + POSITIONS + 2) * HIDDEN + 2 * HIDDEN  # words, positions, two segments; a LayerNorm
@@ -117,3 +117,18 @@ def test_query_and_value_are_where_the_table_says_in_transformers_own_model(mode
     )
     assert len(query) == len(value) > 0
     assert all(isinstance(module, torch.nn.Linear) for module in query + value)
+
+
+@pytest.mark.parametrize("name", ["houlsby", "pfeiffer", "lin", "adapterdrop"])
+def test_bottlenecks_on_minilm_are_as_large_as_loras_query_and_value_within_a_tenth(name):
+    shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+    sizes = []
+    for method in (METHODS["lora-qv"], BASELINES[name]):
+        with torch.device("meta"):
+            network = BertForSequenceClassification(BertConfig(**shape))
+        counts = attach(
+            network, method, model_type="bert", head=("classifier",), config=LoraConfig(), own_targets=False
+        )
+        sizes.append(counts.lora + counts.other)
+    assert sizes[0] == 73_728
+    assert abs(sizes[1] / sizes[0] - 1) < 0.1

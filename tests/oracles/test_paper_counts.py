@@ -1,12 +1,16 @@
-"""Parameter counts of the paper's models (arXiv 2106.09685v2, Tables 2 to 4), on the meta device."""
+"""Parameter counts of the paper's models (arXiv 2106.09685v2, Tables 2 to 4 and 15), on the meta device.
+
+LoRA's, and those of the methods it is compared with.
+"""
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, DebertaV2Config, RobertaConfig
+from transformers import AutoModelForSequenceClassification, DebertaV2Config, GPT2Config, RobertaConfig
 
 import veneer
 from veneer import LoraConfig
+from veneer.methods.table import BASELINES, attach, find_method, low_rank, resized
 
 ROBERTA_BASE = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
 ROBERTA_LARGE = {
@@ -95,3 +99,60 @@ def test_gpt3_by_the_formula(targets, r, lora):
     with torch.device("meta"):
         model = nn.ModuleList([SplitAttention(12288) for _ in range(96)])
     assert veneer.plan(model, LoraConfig(r=r, targets=targets)).lora_parameters == lora
+
+
+ROBERTA_HEAD, GPT_HEAD = ("classifier",), ("score",)
+BASE, LARGE = (RobertaConfig(**shape, num_labels=2) for shape in (ROBERTA_BASE, ROBERTA_LARGE))
+MEDIUM, GPT2_LARGE, GPT3 = (
+    GPT2Config(n_layer=layers, n_embd=width, n_head=heads, n_positions=2048, pad_token_id=0, num_labels=2)
+    for layers, width, heads in ((24, 1024, 16), (36, 1280, 20), (96, 12288, 96))
+)
+
+
+def counts_of(config, name, sizes, lora=None):
+    family, head = config.model_type, ROBERTA_HEAD if config.model_type == "roberta" else GPT_HEAD
+    method = resized(find_method(name, BASELINES), sizes)
+    own = {"config": lora or LoraConfig(), "own_targets": lora is not None}
+    return attach(on_meta(config), method, model_type=family, head=head, **own)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "sizes", "parameters"),
+    [
+        (LARGE, "pfeiffer", {"r": 16}, 811_392),  # Table 2: 0.8M
+        (LARGE, "houlsby", {"r": 8}, 835_968),  # 0.8M
+        (BASE, "pfeiffer", {"r": 48}, 894_528),  # 0.9M
+        (BASE, "adapterdrop", {"r": 48, "dropped_blocks": 8}, 298_176),  # 0.3M
+        (BASE, "bitfit", {}, 102_144),  # 0.1M
+        (MEDIUM, "lin", {"r": 6}, 368_784),  # Table 3: 0.37M
+        (MEDIUM, "lin", {"r": 224}, 11_089_152),  # 11.09M
+        (GPT2_LARGE, "lin", {"r": 8}, 875_808),  # 0.88M
+        (GPT2_LARGE, "lin", {"r": 248}, 23_002_848),  # 23.00M
+        (MEDIUM, "top2", {}, 25_192_448),  # 25.19M
+        (GPT3, "prefix-embed", {"prefix_tokens": 256, "infix_tokens": 8}, 3_244_032),  # Table 4: 3.2M
+        (GPT3, "prefix-layer", {"prefix_tokens": 8, "infix_tokens": 8}, 18_874_368),  # 20.2M in print
+        (GPT3, "houlsby", {"r": 1}, 7_078_080),  # Tables 4 and 15: 7.1M
+        (GPT3, "houlsby", {"r": 4}, 21_234_432),
+        (GPT3, "houlsby", {"r": 8}, 40_109_568),  # 40.1M
+        (GPT3, "houlsby", {"r": 16}, 77_859_840),
+        (GPT3, "houlsby", {"r": 64}, 304_361_472),
+    ],
+)
+def test_the_methods_that_lora_is_compared_with(config, name, sizes, parameters):
+    """The head is trained besides and not counted, as in the paper."""
+    assert counts_of(config, name, sizes).other == parameters
+
+
+def test_bitfit_with_the_biases_of_the_head():
+    model = on_meta(BASE)
+    in_head = sum(p.numel() for name, p in model.classifier.named_parameters() if name.endswith("bias"))
+    assert counts_of(BASE, "bitfit", {}).other + in_head == 102_914
+
+
+@pytest.mark.parametrize(("r", "parameters"), [(8, 37_896_192), (64, 302_137_344)])
+def test_lora_with_prefix_embedding_on_gpt3(r, parameters):
+    """Table 15 prints 37.8M and 302.1M; query and value of its fused projection have rank r each."""
+    lora = low_rank(LoraConfig(r=r), "gpt2", ("query", "value"))
+    counts = counts_of(GPT3, "lora-prefix-embed", {"prefix_tokens": 8, "infix_tokens": 4}, lora)
+    assert counts.lora + counts.other == parameters
+    assert counts.other == 12 * 12288

@@ -80,6 +80,9 @@ def starting_at_zero(
 
     def make(weight: Float[Tensor, "*stack out in"], r: int, _scaling: float, generator: torch.Generator) -> Start:
         *stack, out_features, in_features = weight.shape
+        if weight.is_meta:  # no values to draw
+            sizes = ((*stack, r, in_features), (*stack, out_features, r))
+            return Start(*(torch.empty(size, dtype=_dtype(weight), device="meta") for size in sizes))
         A = _placed(draw(r, in_features, generator, tuple(stack)), weight)
         return Start(A, A.new_zeros(*stack, out_features, r))
 
@@ -297,4 +300,9 @@ def _owned(part: Tensor) -> Tensor:
 
 
 def _placed(tensor: Tensor, weight: Tensor) -> Tensor:
-    return tensor.to(weight.device, torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    return tensor.to(weight.device, _dtype(weight))
+
+
+def _dtype(weight: Tensor) -> torch.dtype:
+    """Return what A and B are kept in: float32, or float64 where the weight is."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32

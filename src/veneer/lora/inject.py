@@ -327,10 +327,12 @@ def _suspended(root: nn.Module, record: Adaptation) -> Iterator[None]:
 
 def _replace(root: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Put each module at its name and at every other name that its predecessor is registered under."""
-    standing = {name: module for name, module in plain_modules(root)}  # noqa: C416 - of two with one name, the inner
-    wrappers = adapted_modules(root)
-    successor_of = {wrappers.get(name, standing[name]): module for name, module in modules.items()}
-    for parent in list(root.modules()):
+    found = list(plain_modules(root))
+    standing: dict[str, nn.Module] = {}
+    for name, module in found:
+        standing.setdefault(name, module)  # of two with one name, the first is the adapted one
+    successor_of = {standing[name]: module for name, module in modules.items()}
+    for _, parent in found:
         for child_name, child in list(parent._modules.items()):
             if child in successor_of and not isinstance(parent, AdaptedModule):
                 setattr(parent, child_name, successor_of[child])

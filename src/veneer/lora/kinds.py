@@ -276,7 +276,7 @@ def _is_plain_linear(module: nn.Module) -> bool:
         isinstance(module, nn.Linear)
         and type(module).forward is nn.Linear.forward
         and _is_float_parameter(module)
-        and type(module.weight.data) is Tensor
+        and type(module.weight) is nn.Parameter
         and module.weight.shape == (module.out_features, module.in_features)
     )
 

@@ -78,6 +78,8 @@ class Pattern:
 
     def value_for(self, name: str) -> float | None:
         """Return the value of the first key that matches `name`, or None."""
+        if not self._keys:
+            return None
         found = [self._plain[end] for end in name_ends(name) if end in self._plain]
         found += [self._exact[name]] if name in self._exact else []
         found += [(position, value) for position, regex, value in self._regexes if regex.fullmatch(name)]

@@ -5,29 +5,51 @@ twenty times full fine-tuning's, where its optimum lies over many models ("LoRA 
 "LoRA Learns Less and Forgets Less", arXiv 2405.09673); the head alone is small and starts from nothing. With
 MiniLM on rotten-tomatoes' validation rows these did better than 5e-3, 1e-3 (lora-all) and 1e-4 (full); for lora-qv no
 other rate was tried to the end.
+
+The baselines' rates are where a search begins, and their sizes fit a MiniLM of six blocks, d = 384. The bottlenecks are
+as large as LoRA with r = 8 on query and value, 73,728, within a tenth; the prefixes' sizes are among those of the LoRA
+paper's Table 15. Rates: bottlenecks LoRA's, as in the paper's Table 9; prefixes 2.5 and 0.5 times LoRA's, as in its
+Table 12; BitFit that of its authors' script (run_glue.py in benzakenelad/BitFit); the last blocks full fine-tuning's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, Literal
 
-from torch import nn
+from torch import Generator, nn
+from torch.utils.hooks import RemovableHandle
 
-from veneer.errors import unknown_name
+from veneer.errors import AdapterStateError, unknown_name
 from veneer.lora.config import ALL_LINEAR, LoraConfig
-from veneer.lora.inject import adapt
+from veneer.lora.inject import adapt, remove
 from veneer.lora.selectors import Terms
-from veneer.methods.anatomy import query_value
+from veneer.methods.anatomy import Anatomy, anatomy_of, query_value
+from veneer.methods.bottleneck import BottleneckConfig, insert_bottlenecks
+from veneer.methods.prefix import PrefixConfig, insert_tokens
+from veneer.methods.selective import BiasConfig, LastBlocksConfig, last_blocks, with_biases
+from veneer.methods.trained import RECORD, Attached, named_weights
+
+Part = BottleneckConfig | PrefixConfig | BiasConfig | LastBlocksConfig
+"""What a method trains besides low-rank updates and the head, with its sizes."""
+Weight = Literal["query", "key", "value", "output"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One way to fine-tune."""
+    """One way to fine-tune. Without targets and without a part of its own it trains every weight."""
 
     name: str
     learning_rate: float
     """Peak learning rate if the user names none."""
-    targets: Callable[[str], Terms] | None
-    """Model family to the layers that get a low-rank update; None trains every weight."""
+    targets: Callable[[str], Terms] | None = None
+    """Model family to the layers that get a low-rank update; None adapts no layer."""
+    part: Part | None = None
+
+    @property
+    def added_tokens(self) -> int:
+        """By how many tokens it lengthens every text."""
+        return self.part.num_tokens if isinstance(self.part, PrefixConfig) else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +61,11 @@ class Counts:
     head: int
     total: int
 
+    @property
+    def other(self) -> int:
+        """What is trained besides low-rank updates and the head."""
+        return self.trainable - self.lora - self.head
+
 
 METHODS: Mapping[str, Method] = {
     method.name: method
@@ -46,44 +73,147 @@ METHODS: Mapping[str, Method] = {
         Method(name="head", learning_rate=2e-2, targets=lambda model_type: ()),
         Method(name="lora-qv", learning_rate=1e-3, targets=query_value),
         Method(name="lora-all", learning_rate=5e-4, targets=lambda model_type: ALL_LINEAR),
-        Method(name="full", learning_rate=5e-5, targets=None),
+        Method(name="full", learning_rate=5e-5),
     )
 }
+"""What the command offers."""
+
+_EMBEDDED = PrefixConfig(prefix_tokens=32, infix_tokens=8, every_block=False)
+_LAYERED = PrefixConfig(prefix_tokens=8, infix_tokens=8, every_block=True)
+BASELINES: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        Method(name="bitfit", learning_rate=1e-3, part=BiasConfig()),
+        Method(name="top2", learning_rate=5e-5, part=LastBlocksConfig()),
+        Method(name="houlsby", learning_rate=1e-3, part=BottleneckConfig(variant="houlsby", r=8)),
+        Method(name="pfeiffer", learning_rate=1e-3, part=BottleneckConfig(variant="pfeiffer", r=16)),
+        Method(name="lin", learning_rate=1e-3, part=BottleneckConfig(variant="lin", r=16)),
+        Method(
+            name="adapterdrop",
+            learning_rate=1e-3,
+            part=BottleneckConfig(variant="pfeiffer", r=24, dropped_blocks=2),
+        ),
+        Method(name="prefix-embed", learning_rate=2.5e-3, part=_EMBEDDED),
+        Method(name="prefix-layer", learning_rate=5e-4, part=_LAYERED),
+        Method(
+            name="lora-prefix-embed",
+            learning_rate=1e-3,
+            targets=query_value,
+            part=replace(_EMBEDDED, prefix_tokens=8, infix_tokens=4),
+        ),
+        Method(
+            name="lora-prefix-layer",
+            learning_rate=1e-3,
+            targets=query_value,
+            part=replace(_LAYERED, infix_tokens=4),
+        ),
+    )
+}
+"""What the LoRA paper compares LoRA with, and two of its combinations: for code, not offered by the command."""
+
+INSERT: Mapping[type, Callable[[nn.Module, Anatomy, Any, Generator], tuple[RemovableHandle, ...]]] = {
+    BottleneckConfig: insert_bottlenecks,
+    PrefixConfig: insert_tokens,
+}
+"""Settings of a part that adds modules to what puts them in."""
 
 
-def find_method(name: str) -> Method:
+def find_method(name: str, among: Mapping[str, Method] = METHODS) -> Method:
     """Return the method called `name`, or raise an `UnknownNameError` that lists all."""
-    if name not in METHODS:
-        raise unknown_name("method", name, METHODS)
-    return METHODS[name]
+    if name not in among:
+        raise unknown_name("method", name, among)
+    return among[name]
+
+
+def resized(method: Method, sizes: Mapping[str, Any]) -> Method:
+    """Return `method` with other sizes of its own part, such as {"r": 16} or {"prefix_tokens": 64}.
+
+    Raises:
+        UnknownNameError: the part has no such size.
+        ConfigError: a size is outside what is allowed.
+    """
+    known = [field.name for field in fields(method.part)] if method.part else []
+    for name in sizes:
+        if name not in known:
+            raise unknown_name(f"size of the method {method.name}", name, known)
+    return replace(method, part=replace(method.part, **sizes)) if method.part and sizes else method
+
+
+def low_rank(config: LoraConfig, model_type: str, weights: Sequence[Weight]) -> LoraConfig:
+    """Return `config` with updates on these of attention's projections; pass it to `attach` with `own_targets`.
+
+    Where query, key and value are one layer, each that is chosen gets an update of rank r of its own (loralib's
+    MergedLinear). Every linear layer is `LoraConfig`'s own default.
+
+    Raises:
+        ConfigError: the family is not known.
+    """
+    anatomy = anatomy_of(model_type)
+    names = {"query": anatomy.query, "key": anatomy.key, "value": anatomy.value, "output": anatomy.attention_output}
+    for weight in weights:
+        if weight not in names:
+            raise unknown_name("projection", weight, names)
+    targets = tuple(dict.fromkeys(names[weight] for weight in weights))
+    slices = tuple(weight in weights for weight in ("query", "key", "value"))
+    fused = {anatomy.query: slices} if anatomy.is_fused and any(slices) else {}
+    return replace(config, targets=targets, fused=fused)
 
 
 def attach(
     model: nn.Module, method: Method, *, model_type: str, head: Sequence[str], config: LoraConfig, own_targets: bool
 ) -> Counts:
-    """Make `model` train by `method`, in place.
+    """Make `model` train by `method`, in place; see `trained.py` for the way back.
 
     Args:
         model: the pretrained classifier.
         method: what to train.
         model_type: the model's family, as in its config.json.
         head: names of the newly initialised modules.
-        config: rank, scaling and so on; its targets count only with `own_targets`.
+        config: rank, scaling and so on; its targets count only with `own_targets`. Its seed draws every start.
         own_targets: whether `config.targets` replaces the method's own choice of layers.
 
     Raises:
         TargetError, ConfigError: the layers cannot be found or adapted. The model is as it was.
+        AdapterStateError: a method is attached already.
     """
-    if method.targets is None:
+    if RECORD in vars(model):
+        raise AdapterStateError("a method is attached to this model already; call detach first")
+    was_trainable = {name: weight.requires_grad for name, weight in named_weights(model).items()}
+    lora = 0
+    hooks: tuple[RemovableHandle, ...] = ()
+    if method.targets is None and method.part is None:
         model.requires_grad_(True)
-        lora = 0
     else:
-        chosen = config if own_targets else replace(config, targets=method.targets(model_type))
-        lora = adapt(model, chosen, head).lora_parameters
-    head_parameters = sum(p.numel() for name in head for p in model.get_submodule(name).parameters())
+        if method.targets is None or not own_targets:
+            config = replace(config, targets=method.targets(model_type) if method.targets else ())
+        lora, hooks = _attach_parts(model, method.part, model_type=model_type, head=head, config=config)
+    weights = named_weights(model)
+    trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
+    setattr(model, RECORD, Attached(names=tuple(trained), was_trainable=was_trainable, hooks=hooks))
     return Counts(
-        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        trainable=sum(weight.numel() for weight in trained.values()),
         lora=lora,
-        head=head_parameters,
-        total=sum(p.numel() for p in model.parameters()),
+        head=sum(p.numel() for name in head for p in model.get_submodule(name).parameters()),
+        total=sum(weight.numel() for weight in weights.values()),
     )
+
+
+def _attach_parts(
+    model: nn.Module, part: Part | None, *, model_type: str, head: Sequence[str], config: LoraConfig
+) -> tuple[int, tuple[RemovableHandle, ...]]:
+    """Freeze the model, adapt its targets and put in the part; return LoRA's parameters and the handles of hooks."""
+    insert = None
+    if isinstance(part, BiasConfig):
+        config = with_biases(model, head, config)
+    elif isinstance(part, LastBlocksConfig):
+        head = [*head, *last_blocks(model, model_type, part)]
+    elif part is not None:
+        insert = partial(INSERT[type(part)], model, anatomy_of(model_type), part)
+    lora = adapt(model, config, head).lora_parameters
+    if insert is None:
+        return lora, ()
+    try:
+        return lora, insert(Generator().manual_seed(config.seed))
+    except Exception:  # the start of deeper prefixes runs the model, which may raise anything
+        remove(model)
+        raise
