@@ -11,6 +11,7 @@ import typer
 from benchmarks.harness import Comparison, Options, Report, describe, markdown, watched, write_report
 from benchmarks.memory import peak_memory
 from benchmarks.models import find_workload
+from benchmarks.runs import whole_run
 from benchmarks.saved import saved
 from benchmarks.steps import train_step
 from benchmarks.verbs import dora, imports, inject, inject_many, load, merge
@@ -27,6 +28,7 @@ BENCHMARKS: Mapping[str, Callable[[Options], list[Comparison]]] = {
     "load": load,
     "merge": merge,
     "dora": dora,
+    "whole-run": whole_run,
 }
 OF_A_MODEL = ("train-step", "peak-memory")
 """The benchmarks that `--model` and `--tokens` choose the work of."""

@@ -70,7 +70,7 @@ class Comparison:
     """One line of a table: ours against another's, all single measurements."""
 
     benchmark: str
-    unit: Literal["seconds", "bytes", "elements"]
+    unit: Literal["seconds", "bytes", "elements", "share"]
     ours: str
     our_values: Values
     theirs: str
@@ -121,7 +121,7 @@ def compare(
     theirs: str,
     bar: Bar | None = None,
     *,
-    unit: Literal["seconds", "bytes", "elements"] = "seconds",
+    unit: Literal["seconds", "bytes", "elements", "share"] = "seconds",
 ) -> Comparison:
     """Return the line of a table that holds `ours` against `theirs`, two of the contenders in `values`."""
     return Comparison(
@@ -240,6 +240,7 @@ UNITS: Mapping[str, Callable[[float], str]] = {
     "seconds": format_seconds,
     "bytes": size,
     "elements": lambda value: f"{value:,.0f}",
+    "share": lambda value: f"{value:.4f}",
 }
 COLUMNS = ("benchmark", "ours", "against", "median of ours", "median of theirs", "figure", "bar", "verdict")
 
