@@ -11,12 +11,14 @@ merge(model)                   make the adapter permanent
 remove(model)                  the original modules back, bit for bit
 set_strength(model, share)     let a share of the adapter act
 swap(model, value)             another adapter of the same shape, in place
+read_adapter(path)             the value in a PEFT or AdapterHub folder, no model needed
+write_adapter(value, path)     the value as a PEFT folder
 optimizer_groups(model, lr=)   LoRA+: B learns faster than A
 algebra, analysis              sums, shrinking, extraction, TIES, DARE; norms, effective rank, intruder dimensions
 """
 
 from veneer.errors import VeneerError
-from veneer.formats.adapter import load, save
+from veneer.formats.adapter import load, read_adapter, save, write_adapter
 from veneer.lora import algebra, analysis
 from veneer.lora.config import LoraConfig
 from veneer.lora.inject import adapt, disabled, merge, merged, remove, set_strength
@@ -43,9 +45,11 @@ __all__ = [
     "merged",
     "optimizer_groups",
     "plan",
+    "read_adapter",
     "remove",
     "save",
     "set_strength",
     "state",
     "swap",
+    "write_adapter",
 ]

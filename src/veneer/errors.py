@@ -8,7 +8,7 @@
     ├── AdapterMismatchError (ValueError)    an adapter does not fit the model it is loaded onto
     ├── DataError            (ValueError)    labelled text that cannot be used as it is
     ├── UnknownNameError     (LookupError)   a model, data set, column or method that does not exist
-    ├── OutputExistsError    (FileExistsError)  a folder that would have to be overwritten
+    ├── OutputExistsError    (FileExistsError)  a file or folder that would have to be overwritten
     └── DownloadError        (OSError)       a file could not be fetched, verified or stored
 
 Each also inherits the standard library's class that fits, so `except ValueError` keeps working. A message says what
@@ -17,7 +17,7 @@ was given, what is allowed and what to do; several problems are gathered into on
 A user's mistake ends the command with exit code 2. A `DownloadError` is the world's, not the user's: exit code 1.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 
@@ -54,7 +54,7 @@ class UnknownNameError(VeneerError, LookupError):
 
 
 class OutputExistsError(VeneerError, FileExistsError):
-    """A folder that would have to be overwritten."""
+    """A file or folder that would have to be overwritten."""
 
 
 class DownloadError(VeneerError, OSError):
@@ -67,6 +67,24 @@ def gathered(headline: str, problems: Sequence[str], *, shown: int = 20) -> str:
     if len(problems) > shown:
         lines.append(f"  - and {len(problems) - shown} more")
     return "\n".join([headline, *lines])
+
+
+def require_type(values: Mapping[str, object], kind: type, advice: str) -> None:
+    """Raise a `ConfigError` that names each value that is of another type.
+
+    Args:
+        values: what was given, by the names that the caller knows.
+        kind: what each of them must be.
+        advice: what to give instead.
+    """
+    wanted = f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+    problems = [
+        f"{name} is of type {type(value).__name__}; it must be {wanted}"
+        for name, value in values.items()
+        if not isinstance(value, kind)
+    ]
+    if problems:
+        raise ConfigError(gathered(f"{advice}:", problems))
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str], *, advice: str = "") -> UnknownNameError:

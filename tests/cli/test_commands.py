@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import warnings
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -23,7 +24,7 @@ from tests.cli.tiny import (
     worked,
     write_csv,
 )
-from veneer.formats.adapter import read_adapter
+from veneer.formats.adapter import read_adapter, write_adapter
 from veneer.methods.table import find_method
 from veneer.training.saved import load_trained
 
@@ -391,6 +392,27 @@ def test_an_adapter_goes_onto_other_weights_only_when_asked(trained, tables, oth
     worked("evaluate", run, *data, "--any-base")
     assert veneer("predict", run, "bread", "--model", other).code == 2
     worked("predict", run, "bread", "--model", other, "--any-base")
+
+
+def test_inspect_says_what_doras_figures_are_of(trained, tiny, tmp_path):
+    shutil.copytree(trained("lora-qv") / "adapter", tmp_path / "dora")
+    plain = read_adapter(tmp_path / "dora")
+    updates = {n: replace(u, magnitude=torch.linspace(0.5, 1.5, len(u.B))) for n, u in plain.updates.items()}
+    write_adapter(replace(plain, config=replace(plain.config, variant="dora"), updates=updates), tmp_path / "dora")
+    assert "the figures are of s B A alone" in worked("inspect", tmp_path / "dora").out
+    alone = json.loads(worked("inspect", tmp_path / "dora", "--json").out)["layers"]
+    assert "the figures are of DoRA's whole change" in worked("inspect", tmp_path / "dora", "--model", tiny).out
+    layers = json.loads(worked("inspect", tmp_path / "dora", "--model", tiny, "--json").out)["layers"]
+    weights = load_file(tiny / "model.safetensors")
+    for layer, other in zip(layers, alone, strict=True):
+        weight = weights[f"{layer['name'].removeprefix('bert.')}.weight"].double()
+        summed = weight + plain.delta(layer["name"])
+        change = updates[layer["name"]].magnitude.unsqueeze(1) * summed / summed.norm(dim=1, keepdim=True) - weight
+        assert layer["magnitude_applied"] is True
+        assert layer["delta_norm"] == pytest.approx(float(change.norm()), rel=1e-5)
+        assert layer["relative_norm"] == pytest.approx(float(change.norm() / weight.norm()), rel=1e-5)
+        assert other["magnitude_applied"] is False
+        assert other["delta_norm"] == pytest.approx(float(plain.delta(layer["name"]).norm()), rel=1e-5)
 
 
 def test_inspect_says_that_a_base_has_other_weights(trained, other):

@@ -212,6 +212,9 @@ def test_for_vllm_nothing_is_left_to_scale_and_the_head_is_dropped_aloud(scratch
 def test_the_base_model_is_noted_also_on_a_sum(scratch):
     source = peft_folder(scratch, base_model_name_or_path="old/one")
     other = peft_folder(scratch, name="other", base_model_name_or_path="old/two")
+    refused = veneer("convert", source, "new", "--add", other)
+    assert refused.code == 2
+    assert "the base models are 'old/one' and 'old/two'; name one for all (--base-model)" in refused.err
     worked("convert", source, "new", "--add", other, "--base-model", "some/model")
     assert read_peft(Path("new")).base_model == "some/model"
 

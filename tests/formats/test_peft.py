@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 import veneer
 from veneer import LoraConfig
-from veneer.errors import AdapterFormatError, AdapterMismatchError, AdapterStateError
+from veneer.errors import AdapterFormatError, AdapterMismatchError, AdapterStateError, ConfigError, OutputExistsError
 from veneer.formats.peft import CONFIG_FILE, TENSOR_FILE, read_peft, write_peft
 from veneer.formats.peft_keys import KEY_PREFIX
 from veneer.formats.peft_settings import INERT, NEUTRAL, TAKEN
@@ -839,9 +839,56 @@ def test_what_peft_cannot_hold_is_refused_with_every_reason_and_nothing_is_writt
 
 
 def test_what_the_base_was_travels(folder, tmp_path):
-    state = replace(read_peft(folder), fingerprint={"float32": "sha256:0a", "int8": "sha256:1b"})
+    known = {"float32": {"a.b": "0123abcd", "c": "4567cdef"}, "int8": {"c": "89abcdef"}}
+    state = replace(read_peft(folder), fingerprint=known)
     write_peft(state, tmp_path / "noted")
     assert_same_state(read_peft(tmp_path / "noted"), state)
+
+
+def test_what_older_files_say_of_the_base_is_unknown(folder):
+    """One digest of all weights together: it says nothing of a layer by itself."""
+    tensors = safetensors.torch.load_file(folder / TENSOR_FILE)
+    note = json.dumps({"float32": "00112233445566778899aabbccddeeff"})
+    safetensors.torch.save_file(tensors, folder / TENSOR_FILE, metadata={"veneer_base": note})
+    assert read_peft(folder).fingerprint == {}
+    veneer.load(base(seed=5), folder)
+
+
+def test_an_attention_layers_input_projection_loads_on_its_own_base(tmp_path):
+    """PEFT's file gains an output projection of zeros beside it, which was not there when the base was looked at."""
+
+    class Net(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            torch.manual_seed(seed)
+            self.a, self.o = nn.MultiheadAttention(16, 4), nn.Linear(16, 4)
+
+    model = Net(0)
+    veneer.adapt(model, LoraConfig(r=2, targets=["o"], parameters=["in_proj_weight"]))
+    veneer.save(model, tmp_path / "adapter")
+    assert set(read_peft(tmp_path / "adapter").updates) == {"a.in_proj_weight", "a.out_proj", "o"}
+    veneer.load(Net(0), tmp_path / "adapter")
+    with pytest.raises(AdapterMismatchError, match="other weights"):
+        veneer.load(Net(1), tmp_path / "adapter")
+
+
+def test_values_go_through_the_public_door_and_saving_is_writing_the_state(model, tmp_path):
+    veneer.adapt(model, LoraConfig(**SETTINGS), ["classifier"])
+    veneer.save(model, tmp_path / "saved")
+    veneer.write_adapter(veneer.state(model), str(tmp_path / "written"))
+    for name in (CONFIG_FILE, TENSOR_FILE):
+        assert (tmp_path / "saved" / name).read_bytes() == (tmp_path / "written" / name).read_bytes()
+    assert_same_state(veneer.read_adapter(str(tmp_path / "written")), read_peft(tmp_path / "saved"))
+    with pytest.raises(ConfigError, match="adapter is of type Classifier; it must be an AdapterState"):
+        veneer.write_adapter(model, tmp_path / "none")
+
+
+def test_a_file_in_the_way_is_not_overwritten(model, tmp_path):
+    veneer.adapt(model, LoraConfig(**SETTINGS), ["classifier"])
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputExistsError, match="file is a file; choose another path"):
+        veneer.save(model, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("note", ["[]", "3", "{", '{"query": 3}', '{"query": [false, false]}'])
@@ -850,7 +897,7 @@ def test_a_malformed_note_is_refused(folder, key, note):
     tensors = safetensors.torch.load_file(folder / TENSOR_FILE)
     safetensors.torch.save_file(tensors, folder / TENSOR_FILE, metadata={key: note})
     if key == "veneer_base" and note.startswith('{"'):
-        assert read_peft(folder).fingerprint
+        assert read_peft(folder).fingerprint == {}
         return
     with pytest.raises(AdapterFormatError, match="cannot be used"):
         read_peft(folder)
@@ -859,7 +906,7 @@ def test_a_malformed_note_is_refused(folder, key, note):
 def test_a_file_that_was_changed_after_writing_is_refused(folder):
     path = folder / TENSOR_FILE
     data = bytearray(path.read_bytes())
-    for position in (len(data) - 1, data.index(b"embed") if b"embed" in data else data.index(b"blocks.0")):
+    for position in (len(data) - 1, data.index(KEY_PREFIX.encode())):
         changed = bytearray(data)
         changed[position] ^= 1
         path.write_bytes(changed)
@@ -914,3 +961,13 @@ def test_a_regular_expression_in_the_targets_is_not_evaluated(folder):
     assert set(read_peft(folder).config.targets) == {
         f"blocks.{number}.{name}" for number in (0, 1) for name in ("a" * 60, "value")
     }
+
+
+def test_an_adapter_whose_A_is_frozen_comes_back_with_A_frozen(tmp_path):
+    net = nn.Sequential(nn.Linear(7, 5))
+    veneer.adapt(net, LoraConfig(r=3, targets=["0"], train_A=False))
+    veneer.save(net, tmp_path / "adapter")
+    twin = nn.Sequential(nn.Linear(7, 5))
+    twin.load_state_dict({"0.weight": net[0].base.weight, "0.bias": net[0].base.bias})
+    veneer.load(twin, tmp_path / "adapter", trainable=True)
+    assert [name for name, p in twin.named_parameters() if p.requires_grad] == ["0.update.B"]

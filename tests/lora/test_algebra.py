@@ -1,6 +1,7 @@
 """The laws of adapter arithmetic, on dense deltas in float64, and agreement with PEFT where PEFT is right."""
 
 import copy
+import itertools
 import math
 import warnings
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import veneer
 from veneer import LoraConfig
 from veneer.errors import AdapterMismatchError, ConfigError
 from veneer.lora.algebra import combined, dare, extracted, scaled, shrunk, ties
@@ -231,9 +233,14 @@ MISFITS = {
         ["tok: the adapters carry different weights of the base"],
     ),
     "bases": (
-        adapter(1, fingerprint={"float32": "a", "bfloat16": "b"}),
-        adapter(2, fingerprint={"bfloat16": "c"}),
-        ["fingerprints are of different base weights"],
+        adapter(1, fingerprint={"float32": {"net.linear": "a"}, "bfloat16": {"net.linear": "b"}}),
+        adapter(2, ("conv", "linear"), fingerprint={"bfloat16": {"net.conv": "b", "net.linear": "c"}}),
+        ["fingerprints are of different base weights, in net.linear", "any_base=True"],
+    ),
+    "base models": (
+        adapter(1, base_model="one"),
+        adapter(2, ("conv",), base_model="two"),
+        ["the base models are 'one' and 'two'", "any_base=True"],
     ),
     "biases": (adapter(1), with_bias(adapter(2)), ["bias: set to all and none"]),
     "rows": (
@@ -270,13 +277,64 @@ def test_one_adapter_is_checked_too(verb, broken, part):
         verb(broken(adapter(1)))
 
 
-def test_fingerprints_are_kept_where_they_still_hold():
-    full = adapter(1, fingerprint={"float32": "a", "bfloat16": "b"})
-    narrow = adapter(2, fingerprint={"bfloat16": "b"})
-    other = adapter(3, ("conv",), fingerprint={"bfloat16": "b"})
+def test_a_sum_knows_of_the_base_what_any_of_its_terms_knows():
+    full = adapter(1, fingerprint={"float32": {"net.linear": "a"}, "bfloat16": {"net.linear": "b"}})
+    narrow = adapter(2, fingerprint={"bfloat16": {"net.linear": "b"}})
+    widened = adapter(2, fingerprint={"float32": {"net.linear": "c"}, "bfloat16": {"net.linear": "b"}})
+    other = adapter(3, ("conv",), fingerprint={"bfloat16": {"net.conv": "d"}})
+    both = {"net.linear": "b", "net.conv": "d"}
     assert combined([full], [2]).fingerprint == full.fingerprint
-    assert combined([full, narrow], [1, 1]).fingerprint == {"bfloat16": "b"}
-    assert combined([full, other], [1, 1]).fingerprint == {}
+    assert combined([full, narrow], [1, 1]).fingerprint == full.fingerprint
+    assert combined([full, widened], [1, 1]).fingerprint == narrow.fingerprint
+    for verb in (
+        lambda states: combined(states, [1, 1]),
+        lambda states: ties(states, [1, 1], density=0.5, rank=2)[0],
+        lambda states: dare(states, [1, 1], density=0.5, rank=2, seed=0)[0],
+    ):
+        assert verb([full, other]).fingerprint == {"float32": {"net.linear": "a"}, "bfloat16": both}
+
+
+def test_adapters_of_different_bases_are_added_only_on_request():
+    copies = [{"tok": torch.ones(2), "pos": torch.ones(3)}, {"tok": torch.zeros(2), "pos": torch.ones(3)}]
+    states = [
+        adapter(seed, base_model=name, fingerprint={"float32": {"net.linear": name}}, base_copies=copy)
+        for seed, name, copy in ((1, "one", copies[0]), (2, "two", copies[1]))
+    ]
+    for verb in (
+        lambda **more: combined(states, [1, 1], **more),
+        lambda **more: ties(states, [1, 1], density=0.5, rank=2, **more)[0],
+        lambda **more: dare(states, [1, 1], density=0.5, rank=2, seed=0, **more)[0],
+    ):
+        with pytest.raises(AdapterMismatchError, match="fingerprints"):
+            verb()
+        result = verb(any_base=True)
+        assert (result.base_model, result.fingerprint, list(result.base_copies)) == (None, {}, ["pos"])
+
+
+class Branches(nn.Module):
+    """Two layers and nothing else, so that two adapters can have one each."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.left, self.right = nn.Linear(7, 5), nn.Linear(7, 5)
+
+
+def test_a_sum_over_two_bases_is_refused_by_both_and_a_sum_over_one_is_loaded():
+    parts = {}
+    for seed, layer in itertools.product((1, 2), ("left", "right")):
+        model = Branches(seed)
+        veneer.adapt(model, LoraConfig(r=2, targets=[layer]))
+        parts[seed, layer] = veneer.state(model)
+    for other in (1, 2):
+        mixed = combined([parts[1, "left"], parts[other, "right"]], [1, 1])
+        for seed in (1, 2):
+            if seed == other == 1:
+                veneer.load_state(Branches(seed), mixed)
+            else:
+                with pytest.raises(AdapterMismatchError, match="other weights"):
+                    veneer.load_state(Branches(seed), mixed)
+                veneer.load_state(Branches(seed), mixed, any_base=True)
 
 
 BAD_SETTINGS = {
@@ -294,6 +352,19 @@ BAD_SETTINGS = {
     "density": (lambda s: ties([s], [1], density=1.5, rank=0), ["density is 1.5", "rank is 0"]),
     "seed": (lambda s: dare([s], [1], density=0, rank=1, seed=-1), ["density is 0", "seed is -1"]),
     "extraction": (lambda s: extracted({}, {}, rank=1.5), ["rank is 1.5"]),
+    "a state for a list": (lambda s: combined(s, [1.0]), ["states is of type AdapterState; it must be a Sequence"]),
+    "a number for a list": (lambda s: combined([s], 1.0), ["weights is of type float; it must be a Collection"]),
+    "modules": (
+        lambda s: ties([nn.Linear(1, 1), s, None], [1, 1, 1], density=1.0, rank=1),
+        ["states[0] is of type Linear; it must be an AdapterState", "states[2] is of type NoneType", "veneer.state("],
+    ),
+    "a module to scale": (lambda s: scaled(nn.Linear(1, 1), 2.0), ["state is of type Linear"]),
+    "a module to shrink": (lambda s: shrunk(nn.Linear(1, 1), rank=1), ["state is of type Linear"]),
+    "modules to extract from": (
+        lambda s: extracted(nn.Linear(1, 1), nn.ReLU(), rank=8),
+        ["base is of type Linear; it must be a Mapping", "tuned is of type ReLU", "model.state_dict()"],
+    ),
+    "no tensors": (lambda s: extracted({"a": 1}, {}, rank=8), ["'a' of base is of type int; it must be a Tensor"]),
 }
 
 
@@ -412,6 +483,20 @@ def test_the_extraction_error_is_what_the_rank_leaves_out(rank):
     assert found.state.updates["a"].rank == min(rank, 5)
     direct = (tuned["a.weight"] - found.state.delta("a")).norm() / tuned["a.weight"].norm()
     assert found.errors["a"] == pytest.approx(float(direct), abs=1e-6)
+
+
+@pytest.mark.parametrize("tuned", [{}, {"a.bias": torch.ones(5)}])
+def test_weights_without_a_difference_to_hold_are_refused(tuned):
+    base = {"a.weight": torch.ones(5, 7), "a.bias": torch.zeros(5)}
+    with pytest.raises(AdapterMismatchError, match=rf"none of the 1 matrices .* {'a.bias' if tuned else 'the same'}"):
+        extracted(base, base | tuned, rank=2)
+
+
+def test_a_state_prints_as_one_line_without_its_tensors():
+    state = adapter(1, ("linear", "conv"), trained=HEAD, trained_modules=("head",), base_model="some/model")
+    expected = "2 layers; ranks 2 to 3; lora; trained whole: head.weight; base_model='some/model'"
+    assert repr(state) == f"AdapterState({expected})"
+    assert repr(adapter(1)) == "AdapterState(1 layer; rank 2; lora; base_model=None)"
 
 
 def test_a_transposed_layer_is_seen_as_out_in():

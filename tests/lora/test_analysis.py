@@ -5,9 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
+import veneer
+from veneer import LoraConfig
 from veneer.errors import AdapterMismatchError, ConfigError
 from veneer.lora.analysis import effective_rank, intruder_dimensions, layer_report, singular_values, thin_svd
+from veneer.lora.layers import adapted_slots
 from veneer.lora.state import AdapterState, LowRank, config_for
 
 
@@ -146,6 +150,46 @@ def test_doras_magnitude_counts_for_the_intruders():
     dora = replace(update, magnitude=strong)
     assert layer_report(state_of(dora), {"a": W0}, eps=0.9)[0].intruders == 1
     assert layer_report(state_of(dora), {"a": W0}, eps=0.6)[0].intruders == 0
+
+
+class Doras(nn.Module):
+    """A layer of each kind that DoRA has."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.embedding, self.conv = nn.Linear(7, 5), nn.Embedding(11, 7), nn.Conv1d(5, 4, 3)
+
+
+def test_doras_figures_are_those_of_merging_and_subtracting():
+    torch.manual_seed(0)
+    model = Doras().double()
+    veneer.adapt(model, LoraConfig(r=2, targets=["linear", "embedding", "conv"], variant="dora"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1 + torch.rand_like(parameter)).add_(torch.randn_like(parameter) / 9)
+    state, slots = veneer.state(model), adapted_slots(model)
+    weights = {name: slot.kind.matrix(slot.base).detach() for name, slot in slots.items()}
+    alone, reports = layer_report(state), layer_report(state, weights)
+    veneer.merge(model)
+    for plain, report in zip(alone, reports, strict=True):
+        slot = slots[report.name]
+        delta = slot.kind.matrix(model.get_submodule(report.name)).detach() - weights[report.name]
+        values = torch.linalg.svdvals(delta)
+        assert report.magnitude_applied is True
+        assert report.delta_norm == pytest.approx(float(delta.norm()), rel=1e-9)
+        assert report.spectral_norm == pytest.approx(float(values[0]), rel=1e-9)
+        assert report.effective_rank == pytest.approx(effective_rank(values), rel=1e-9)
+        assert report.relative_norm == pytest.approx(float(delta.norm() / weights[report.name].norm()), rel=1e-9)
+        assert plain.magnitude_applied is False
+        assert plain.delta_norm == pytest.approx(float(state.delta(report.name).norm()), rel=1e-12)
+    assert layer_report(state_of(UPDATES["linear"]))[0].magnitude_applied is None
+
+
+@pytest.mark.parametrize("bad", [(nn.Linear(7, 5),), (state_of(UPDATES["linear"]), nn.Linear(7, 5))])
+def test_a_module_is_refused_by_name(bad):
+    with pytest.raises(ConfigError, match=r"(state|base_weights) is of type Linear; it must be an? \w+"):
+        layer_report(*bad)
 
 
 def test_a_base_of_zeros_has_an_infinite_relative_norm():

@@ -266,10 +266,10 @@ def test_a_fused_projection_takes_another_adapter_in_place():
 
 
 def test_what_is_no_state_is_refused(tied):
-    with pytest.raises(ConfigError, match="must be an AdapterState"):
+    with pytest.raises(ConfigError, match="it must be an AdapterState"):
         veneer.load_state(tied, {"A": 1})
     veneer.adapt(tied, LoraConfig(r=3, targets=["body"]))
-    with pytest.raises(ConfigError, match="must be an AdapterState"):
+    with pytest.raises(ConfigError, match="it must be an AdapterState"):
         veneer.swap(tied, "a path")
 
 

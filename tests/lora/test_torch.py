@@ -119,6 +119,68 @@ def test_under_autocast_the_gradients_are_those_of_float32_within_its_rounding(s
         assert torch.cosine_similarity(gradient.flatten(), expected[name].flatten(), dim=0) > 0.95
 
 
+class Siblings(nn.Module):
+    """Three layers that read one input, which is made in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 7)
+        self.q, self.k, self.v = (nn.Linear(7, 5) for _ in range(3))
+
+    def forward(self, x):
+        x = self.first(x).float() * 2
+        return self.q(x) * self.k(x) + self.v(x)
+
+
+@pytest.mark.parametrize("trained", ["the first layer too", "the three"])
+def test_under_autocast_layers_that_read_one_input_keep_one_copy_of_it(trained):
+    torch.manual_seed(0)
+    net = Siblings()
+    targets = ["q", "k", "v", *(["first"] if "first" in trained else [])]
+    veneer.adapt(net, LoraConfig(r=2, targets=targets))
+    stir(net)
+    inputs = torch.randn(11, 6)
+    copies = {}
+
+    def note(tensor):
+        if tensor.dtype == torch.bfloat16 and tensor.shape == (11, 7):
+            copies[tensor.data_ptr()] = tensor
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept):
+        output = net(inputs)
+    assert len(copies) == 1
+    output.float().sum().backward()
+    shared = gradients(net)
+    net.zero_grad()
+    for layer in (net.q, net.k, net.v):
+        layer.register_forward_pre_hook(lambda layer, args: (args[0].clone(),))
+    with torch.autocast("cpu", torch.bfloat16):
+        apart = net(inputs)
+    assert torch.equal(apart, output)
+    apart.float().sum().backward()
+    for name, gradient in gradients(net).items():
+        torch.testing.assert_close(shared[name], gradient, rtol=0.02, atol=0.02)
+
+
+def test_an_input_that_is_changed_in_place_or_leaves_the_graph_is_cast_again():
+    torch.manual_seed(0)
+    net = Siblings()
+    veneer.adapt(net, LoraConfig(r=2, targets=["q", "k"]))
+    stir(net)
+    x = torch.randn(11, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        kept = net.q(x)
+        x.mul_(-1)
+        assert torch.equal(net.k(x), net.k(x.clone()))
+        graph = x.requires_grad_(True) * 1
+        with torch.no_grad():
+            net.q(graph)
+        net.k(graph).sum().backward()
+    assert x.grad is not None
+    assert kept.requires_grad
+
+
 def test_the_transforms_of_torch_func_see_the_adapter_as_autograd_does():
     """Gradients for each row by vmap, against a backward pass for each row."""
     net, _ = adapted(targets=["wide", "out"])

@@ -67,10 +67,9 @@ def convert(
         lines = [f"read {source} ({found}): {_summary(state)}"]
         others = models_in(source, found, pickles=True) if component is not None else ()
         lines += [f"left out {name}: updates of another model" for name in others if name != component]
-        state, summed = _summed(state, scale, add or ())
+        state, summed = _summed(_noted(state, base_model), scale, add or (), base_model)
         state, shrunk = _shrunk(state, shrink_rank, shrink_energy)
-        noted = state if base_model is None else replace(state, base_model=base_model)
-        lines += [*summed, *shrunk, *(WRITERS[to](noted, partial) or ())]
+        lines += [*summed, *shrunk, *(WRITERS[to](state, partial) or ())]
         lines.append(f"wrote {output} ({to}): {_summary(read_adapter(partial))}")
     for line in lines:
         stdout.print(line, markup=False, soft_wrap=True)
@@ -84,7 +83,14 @@ def _module_names(model: str | None) -> tuple[str, ...]:
     return module_names(model, note)
 
 
-def _summed(state: "AdapterState", scale: float, others: Sequence[str]) -> tuple["AdapterState", list[str]]:
+def _noted(state: "AdapterState", base_model: str | None) -> "AdapterState":
+    """Return the adapter with the base model that the user names, if one is named."""
+    return state if base_model is None else replace(state, base_model=base_model)
+
+
+def _summed(
+    state: "AdapterState", scale: float, others: Sequence[str], base_model: str | None
+) -> tuple["AdapterState", list[str]]:
     """Return `scale` times the adapter plus the others, and what was done; what is trained whole is the adapter's."""
     from veneer.formats.adapter import read_adapter
     from veneer.lora.algebra import combined, scaled
@@ -92,7 +98,7 @@ def _summed(state: "AdapterState", scale: float, others: Sequence[str]) -> tuple
     if not others:
         return (state, []) if scale == 1 else (scaled(state, scale), [f"scaled by {scale:g}"])
     terms = [_weighted(text) for text in others]
-    states = [read_adapter(path) for path, _ in terms]
+    states = [_noted(read_adapter(path), base_model) for path, _ in terms]
     weights = [scale, *(weight for _, weight in terms)]
     lines = [f"multiplied by {scale:g}"] if scale != 1 else []
     for (path, weight), other in zip(terms, states, strict=True):

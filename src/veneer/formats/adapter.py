@@ -1,4 +1,4 @@
-"""Saving and loading an adapter by path: the two verbs that join a model and a file."""
+"""Adapters by path: `save` and `load` join a model and a folder, `write_adapter` and `read_adapter` a value and one."""
 
 from os import PathLike
 from pathlib import Path
@@ -9,7 +9,7 @@ from veneer.errors import AdapterFormatError
 from veneer.formats.convert import FORMATS, read_any, sniff
 from veneer.formats.peft import write_peft
 from veneer.lora.plan import Plan
-from veneer.lora.state import AdapterState
+from veneer.lora.state import AdapterState, require_states
 from veneer.lora.transfer import load_state, state
 
 
@@ -27,8 +27,9 @@ def save(
     Raises:
         AdapterStateError: the model is not adapted.
         AdapterFormatError: the adapter holds what PEFT's format cannot. Nothing is written.
+        OutputExistsError: a file is where the folder should be.
     """
-    write_peft(state(model, base_model=base_model, task_type=task_type), Path(path))
+    write_adapter(state(model, base_model=base_model, task_type=task_type), path)
 
 
 def load(model: nn.Module, path: str | PathLike[str], *, trainable: bool = False, any_base: bool = False) -> Plan:
@@ -45,18 +46,38 @@ def load(model: nn.Module, path: str | PathLike[str], *, trainable: bool = False
         AdapterMismatchError: the adapter does not fit, or was trained on other weights. The model is as it was.
         AdapterStateError: the model is adapted already.
     """
-    return load_state(model, read_adapter(Path(path)), trainable=trainable, any_base=any_base)
+    return load_state(model, read_adapter(path), trainable=trainable, any_base=any_base)
 
 
-def read_adapter(path: Path) -> AdapterState:
-    """Read a PEFT folder, or an AdapterHub folder. Nothing is unpickled.
+def write_adapter(adapter: AdapterState, path: str | PathLike[str]) -> None:
+    """Write an adapter as a PEFT folder at `path`: `save`, for a value. Same state, same bytes.
+
+    Args:
+        adapter: out of a model, read, or computed by `veneer.algebra`.
+        path: the folder; made if absent, its two adapter files replaced if present.
+
+    Raises:
+        ConfigError: `adapter` is no AdapterState.
+        AdapterFormatError: it holds what PEFT's format cannot. Nothing is written.
+        OutputExistsError: a file is where the folder should be.
+    """
+    require_states({"adapter": adapter})
+    write_peft(adapter, Path(path))
+
+
+def read_adapter(path: str | PathLike[str]) -> AdapterState:
+    """Read an adapter as a value, without a model: `load`, for a value. Nothing is unpickled.
+
+    Args:
+        path: a PEFT folder, or an AdapterHub folder.
 
     Raises:
         AdapterFormatError: it is neither, is broken, or asks for what is not supported. Of a format that needs to be
             converted first, the command to type is named.
     """
-    found = sniff(path)
-    if path.is_dir():
-        return read_any(path, file_format=found)
+    folder = Path(path)
+    found = sniff(folder)
+    if folder.is_dir():
+        return read_any(folder, file_format=found)
     command = f"veneer convert {path} OUTPUT{FORMATS[found].needs}"
     raise AdapterFormatError(f"{path} is a file in the format {found}, which may not say all; type `{command}` first")

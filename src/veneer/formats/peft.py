@@ -17,7 +17,6 @@ of fused projections are adapted; to PEFT such a projection is one layer of the 
 Source: the files peft 0.21.2 writes.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -27,8 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veneer.errors import AdapterFormatError, ConfigError, gathered
+from veneer.errors import AdapterFormatError, ConfigError, OutputExistsError, gathered
 from veneer.files import write_text
+from veneer.formats.notes import notes_of, read_notes
 from veneer.formats.peft_keys import (
     IN_PROJ,
     KEY_PREFIX,
@@ -48,11 +48,9 @@ from veneer.formats.tensors import DIGEST, read_tensors, write_tensors
 from veneer.lora.config import LoraConfig
 from veneer.lora.selectors import Selector
 from veneer.lora.state import AdapterState, LowRank, TokenRows, fitted
-from veneer.lora.updates import is_scattered
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
-BASE_NOTE, FUSED_NOTE = "veneer_base", "veneer_fused"
 
 EMBEDDINGS = frozenset({"embed_in", "embed_out", "embed_tokens", "lm_head", "shared", "word_embeddings", "wte"})
 """Names of embeddings, whose weight PEFT copies into the file where their size was changed."""
@@ -105,9 +103,10 @@ def state_from(
     modules = _trained_modules(settings, trained, problems)
     _refuse(folder, problems)
     try:
-        config = _config(settings, declared, updates, factors, _fused(metadata, updates))
-        config = replace(config, token_rows={name: entry.ids.tolist() for name, entry in rows.items()})
-        fingerprint = _note(metadata, BASE_NOTE)
+        notes = read_notes(metadata, updates)
+        config = _config(settings, declared, updates, factors, notes.fused)
+        token_rows = {name: entry.ids.tolist() for name, entry in rows.items()}
+        config = replace(config, token_rows=token_rows, train_A=notes.train_A)
     except (ConfigError, ValueError, RecursionError) as error:
         raise AdapterFormatError(f"{folder} cannot be used: {error}") from None
     return AdapterState(
@@ -119,7 +118,7 @@ def state_from(
         base_copies=copies,
         base_model=settings.get("base_model_name_or_path"),
         task_type=settings.get("task_type"),
-        fingerprint={str(key): str(value) for key, value in fingerprint.items()},
+        fingerprint=notes.fingerprint,
     )
 
 
@@ -128,6 +127,7 @@ def write_peft(state: AdapterState, folder: Path) -> None:
 
     Raises:
         AdapterFormatError: the adapter holds what PEFT's format cannot; all is named. Nothing is written.
+        OutputExistsError: a file is where the folder should be.
         OSError: the folder cannot be written.
     """
     if problems := _unwritable(state):
@@ -158,12 +158,14 @@ def write_peft(state: AdapterState, folder: Path) -> None:
         exclude=exclude,
         parameters=[f"{module}.{leaf}" for module, leaves in owned.items() for leaf in leaves],
     )
-    notes = {BASE_NOTE: dict(state.fingerprint), FUSED_NOTE: {k: list(v) for k, v in state.config.fused.items()}}
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OutputExistsError(f"{folder} is a file; choose another path for the folder to write") from None
     write_tensors(
         folder / TENSOR_FILE,
         {f"{KEY_PREFIX}{name}": tensor for name, tensor in tensors.items()},
-        {key: json.dumps(note, sort_keys=True) for key, note in notes.items() if note},
+        notes_of(state),
     )
     write_text(folder / CONFIG_FILE, text)
 
@@ -309,26 +311,6 @@ def _config(
         parameters=[name for name, update in updates.items() if update.kind == "parameter"],
         fused=fused,
     )
-
-
-def _note(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
-    """Return one of our notes in the metadata; empty where there is none."""
-    note = json.loads(metadata.get(key, "{}"))
-    if not isinstance(note, dict):
-        raise ValueError(f"its metadata has {key}={note!r}; it must be a JSON object")
-    return note
-
-
-def _fused(metadata: Mapping[str, str], updates: Mapping[str, LowRank]) -> dict[str, tuple[bool, ...]]:
-    """Return the slices noted for fused projections, if every such projection is laid out so, or nothing.
-
-    Raises:
-        ConfigError, ValueError: the note is malformed.
-    """
-    fused = LoraConfig(fused=_note(metadata, FUSED_NOTE)).fused
-    layouts = [(update, slices) for name, update in updates.items() if len(slices := slices_of(name, fused)) > 1]
-    fits = all(update.kind == "linear" and is_scattered(update.B, slices) for update, slices in layouts)
-    return {name: tuple(slices) for name, slices in fused.items()} if fits else {}
 
 
 def _unwritable(state: AdapterState) -> list[str]:

@@ -38,6 +38,7 @@ def write_vllm(state: AdapterState, folder: Path) -> tuple[str, ...]:
 
     Raises:
         AdapterFormatError: the adapter holds what vLLM cannot serve; all is named. Nothing is written.
+        OutputExistsError: a file is where the folder should be.
         OSError: the folder cannot be written.
     """
     if problems := _unservable(state):

@@ -15,21 +15,19 @@ Source: Eckart & Young 1936 (the truncated decomposition is the closest matrix o
 Yadav et al. 2023, arXiv 2306.01708 (TIES); Yu et al. 2023, arXiv 2311.03099 (DARE).
 """
 
-import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from veneer.errors import AdapterMismatchError, ConfigError, gathered
+from veneer.errors import AdapterMismatchError, ConfigError, require_type
+from veneer.lora.agreement import Adapters, admit, clashes, is_number, layer_names, refuse, same, update_problems
 from veneer.lora.analysis import Svd, thin_svd
-from veneer.lora.fingerprint import differs
-from veneer.lora.selectors import Inside
-from veneer.lora.state import AdapterState, KindName, LowRank, config_for
+from veneer.lora.fingerprint import united
+from veneer.lora.state import AdapterState, KindName, LowRank, config_for, require_states
 
-Adapters = Sequence[AdapterState]
 Terms = Sequence[tuple[float, Float[Tensor, "*stack out in"]]]
 """Weight and dense delta of each adapter that holds a layer."""
 
@@ -53,35 +51,41 @@ def scaled(state: AdapterState, weight: float) -> AdapterState:
         weight: any finite number; 0 switches the updates off, -1 subtracts them.
 
     Raises:
-        ConfigError: the weight is not finite.
+        ConfigError: `state` is no AdapterState, or the weight is not finite.
         AdapterMismatchError: a layer has a DoRA update, or holds NaN.
     """
-    _admit([state], [weight], None)
+    require_states({"state": state})
+    admit([state], [weight])
     wide = {name: _wide(update.A, update.B) for name, update in state.updates.items()}
     updates = {n: replace(u, A=u.A.to(wide[n]), B=weight * u.B.to(wide[n])) for n, u in state.updates.items()}
     return replace(state, updates=updates)
 
 
-def combined(states: Adapters, weights: Sequence[float], *, trained_from: int | None = None) -> AdapterState:
+def combined(
+    states: Adapters, weights: Sequence[float], *, trained_from: int | None = None, any_base: bool = False
+) -> AdapterState:
     """Return the adapter whose deltas are the weighted sums: A = [A1; A2], B = [w1 s1 B1, w2 s2 B2], s = 1.
 
     The rank of a layer is the sum of the ranks, at most the smaller side of its weight. A layer that only some
     adapters hold has only their terms. What was trained whole (modules, biases, token rows) is taken over, not
-    weighted.
+    weighted. Of the base the result says what any of them says: the fingerprints of all layers; `base_model` where all
+    name the same.
 
     Args:
         states: one adapter or more, for the same base model.
         weights: a finite factor for each of them.
         trained_from: index of the adapter whose modules, biases and token rows trained whole are taken, and no
             others'; None takes all, which must agree where they meet.
+        any_base: add also adapters whose fingerprints, base models or copies of base weights are not the same.
 
     Raises:
-        ConfigError: a weight or `trained_from` is outside what is allowed.
-        AdapterMismatchError: the adapters do not fit together; every problem is named.
+        ConfigError: these are no AdapterStates, or a weight or `trained_from` is outside what is allowed.
+        AdapterMismatchError: the adapters do not fit together, or are known to be of different bases; every problem
+            is named.
     """
-    _admit(states, weights, trained_from)
+    admit(states, weights, trained_from, any_base=any_base)
     updates = {}
-    for name in _layer_names(states):
+    for name in layer_names(states):
         holders = [(w, state) for w, state in zip(weights, states, strict=True) if name in state.updates]
         updates[name] = _concatenated([(w * state.factor(name), state.updates[name]) for w, state in holders])
     return _joined(states, updates, trained_from)
@@ -98,14 +102,16 @@ def shrunk(
         energy: share of each layer's squared singular values to keep, above 0 to 1; each layer finds its own rank.
 
     Raises:
-        ConfigError: not exactly one of `rank` and `energy` is given, or it is outside what is allowed.
+        ConfigError: `state` is no AdapterState, or not exactly one of `rank` and `energy` is given, or it is outside
+            what is allowed.
         AdapterMismatchError: a layer has a DoRA update, or holds NaN.
     """
+    require_states({"state": state})
     if (rank is None) == (energy is None):
         raise ConfigError(f"rank is {rank!r} and energy is {energy!r}; give exactly one of them")
     problems = _rank_problems(rank) if energy is None else _share_problems("energy", energy)
-    _refuse(ConfigError, "cannot shrink:", problems)
-    _refuse(AdapterMismatchError, "cannot shrink:", _update_problems("the adapter", state))
+    refuse(ConfigError, "cannot shrink:", problems)
+    refuse(AdapterMismatchError, "cannot shrink:", update_problems("the adapter", state))
     updates, errors = {}, {}
     for name, update in state.updates.items():
         svd = thin_svd(update, state.factor(name))
@@ -137,20 +143,27 @@ def extracted(
         transposed: those of linear layers that store (in, out), as GPT-2's Conv1D does. State dicts do not tell.
 
     Raises:
-        ConfigError: the rank is outside what is allowed.
-        AdapterMismatchError: a name cannot be used, or a difference is not finite; every problem is named.
+        ConfigError: the rank is outside what is allowed, or `base` or `tuned` does not map names to tensors.
+        AdapterMismatchError: a name cannot be used, or a difference is not finite; every problem is named. Or no matrix
+            differs, so that there is nothing to hold.
     """
-    _refuse(ConfigError, "cannot extract:", _rank_problems(rank))
+    sides, advice = {"base": base, "tuned": tuned}, "give the weights by their names, such as model.state_dict()"
+    require_type(sides, Mapping, advice)
+    require_type({f"{name!r} of {side}": t for side in sides for name, t in sides[side].items()}, Tensor, advice)
+    refuse(ConfigError, "cannot extract:", _rank_problems(rank))
     every = {**base, **tuned}
     floats = [{n: t.shape for n, t in side.items() if t.ndim == 2 and t.is_floating_point()} for side in (base, tuned)]
     matrices = dict(floats[0].items() & floats[1].items())
-    differing = [n for n in every if n not in base or n not in tuned or not _same(base[n], tuned[n])]
+    differing = [n for n in every if n not in base or n not in tuned or not same(base[n], tuned[n])]
     wanted = [name for name in every if name in matrices and name.endswith(".weight")] if names is None else names
     held = [name for name in differing if name in wanted and name in matrices]
     problems = [f"{n}: is not a matrix of floats, of one shape in both" for n in wanted if n not in matrices]
     problems += [f"{n}: is in neither set of weights" for n in (*embeddings, *transposed) if n not in every]
     problems += [f"{n}: holds NaN or infinity" for n in held if not _difference(base[n], tuned[n]).isfinite().all()]
-    _refuse(AdapterMismatchError, "cannot extract an adapter from these weights:", problems)
+    if not problems and not held:
+        rest = f"what differs is no matrix to hold: {', '.join(differing[:3])}" if differing else "all are the same"
+        problems = [f"none of the {len(wanted)} matrices that could be held differs between base and tuned; {rest}"]
+    refuse(AdapterMismatchError, "cannot extract an adapter from these weights:", problems)
     updates, errors = {}, {}
     for name in held:
         delta = _difference(base[name], tuned[name])
@@ -163,7 +176,13 @@ def extracted(
 
 
 def ties(
-    states: Adapters, weights: Sequence[float], *, density: float, rank: int, trained_from: int | None = None
+    states: Adapters,
+    weights: Sequence[float],
+    *,
+    density: float,
+    rank: int,
+    trained_from: int | None = None,
+    any_base: bool = False,
 ) -> tuple[AdapterState, dict[str, float]]:
     """Return the TIES merge at this rank, and layer -> relative error of bringing it back to the rank.
 
@@ -186,12 +205,20 @@ def ties(
         agreeing = stack.sign() == elected
         return (stack * agreeing).sum(dim=0) / agreeing.sum(dim=0).clamp_min(1)
 
-    _refuse(ConfigError, "cannot merge:", _share_problems("density", density) + _rank_problems(rank))
+    refuse(ConfigError, "cannot merge:", _share_problems("density", density) + _rank_problems(rank))
+    admit(states, weights, trained_from, any_base=any_base)
     return _merged(states, weights, rank, trained_from, merge)
 
 
 def dare(
-    states: Adapters, weights: Sequence[float], *, density: float, seed: int, rank: int, trained_from: int | None = None
+    states: Adapters,
+    weights: Sequence[float],
+    *,
+    density: float,
+    seed: int,
+    rank: int,
+    trained_from: int | None = None,
+    any_base: bool = False,
 ) -> tuple[AdapterState, dict[str, float]]:
     """Return the DARE merge at this rank, and layer -> relative error of bringing it back to the rank.
 
@@ -206,13 +233,14 @@ def dare(
     problems = _share_problems("density", density) + _rank_problems(rank)
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         problems.append(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1")
-    _refuse(ConfigError, "cannot merge:", problems)
+    refuse(ConfigError, "cannot merge:", problems)
     generator = torch.Generator().manual_seed(seed)
 
     def merge(terms: Terms) -> Tensor:
         kept = [w / density * delta * (torch.rand(delta.shape, generator=generator) < density) for w, delta in terms]
         return torch.stack(kept).sum(dim=0)
 
+    admit(states, weights, trained_from, any_base=any_base)
     return _merged(states, weights, rank, trained_from, merge)
 
 
@@ -272,9 +300,8 @@ def _merged(
     states: Adapters, weights: Sequence[float], rank: int, trained_from: int | None, merge: Callable[[Terms], Tensor]
 ) -> tuple[AdapterState, dict[str, float]]:
     """Return the adapter closest to merging the dense deltas, one layer in memory at a time, and its errors."""
-    _admit(states, weights, trained_from)
     updates, errors = {}, {}
-    for name in _layer_names(states):
+    for name in layer_names(states):
         holders = [(weight, state) for weight, state in zip(weights, states, strict=True) if name in state.updates]
         A, B, errors[name] = _closest(merge([(weight, state.delta(name)) for weight, state in holders]), rank)
         updates[name] = _with_matrices(holders[0][1].updates[name], A, B)
@@ -288,93 +315,23 @@ def _joined(states: Adapters, updates: Mapping[str, LowRank], trained_from: int 
     token_rows = {name: rows for state in sources for name, rows in state.token_rows.items()}
     ids = {name: rows.ids.tolist() for name, rows in token_rows.items()}
     like = replace(first.config, bias=sources[0].config.bias, token_rows=ids)
-    # A digest is of all adapted weights together: for another set of layers it is unknown.
-    same_layers = all(state.updates.keys() == first.updates.keys() for state in others)
-    digests = set(first.fingerprint.items()).intersection(*(state.fingerprint.items() for state in others))
+    torn = clashes(state.base_copies for state in states)  # of different bases, where any is welcome
     return AdapterState(
         config=config_for(updates, dict.fromkeys(updates, 1.0), like),
         updates=updates,
         trained={name: tensor for state in sources for name, tensor in state.trained.items()},
         trained_modules=tuple(dict.fromkeys(name for state in sources for name in state.trained_modules)),
         token_rows=token_rows,
-        base_copies={name: tensor for state in states for name, tensor in state.base_copies.items()},
+        base_copies={n: t for state in states for n, t in state.base_copies.items() if n not in torn},
         base_model=first.base_model if all(state.base_model == first.base_model for state in others) else None,
         task_type=first.task_type if all(state.task_type == first.task_type for state in others) else None,
-        fingerprint=dict(sorted(digests)) if same_layers else {},
+        fingerprint=united(state.fingerprint for state in states),
     )
-
-
-def _admit(states: Adapters, weights: Sequence[float], trained_from: int | None) -> None:
-    """Raise the error that names everything that keeps these adapters from being added."""
-    found = [f"weights[{i}] is {w!r}; it must be a finite number" for i, w in enumerate(weights) if not _is_number(w)]
-    if not states or len(states) != len(weights):
-        found.append(
-            f"{len(states)} adapters and {len(weights)} weights are given; give one or more, a weight for each"
-        )
-    if trained_from is not None and trained_from not in range(len(states)):
-        found.append(f"trained_from is {trained_from!r}; it must be the index of one of {len(states)} adapters")
-    _refuse(ConfigError, "cannot add these adapters:", found)
-    found = [problem for i, state in enumerate(states) for problem in _update_problems(f"adapter {i}", state)]
-    for name in _layer_names(states):
-        layouts = {_layout(state.updates[name]) for state in states if name in state.updates}
-        if len(layouts) > 1:
-            found.append(f"{name}: the layers differ: {' and '.join(sorted(map(str, layouts)))}")
-    found += [f"{n}: the adapters carry different weights of the base" for n in _clashes(s.base_copies for s in states)]
-    digests = [state.fingerprint for state in states if state.updates.keys() == states[0].updates.keys()]
-    if any(differs(digests[0], digest) for digest in digests):
-        found.append("the fingerprints are of different base weights; make them empty to add the adapters all the same")
-    sources = states if trained_from is None else [states[trained_from]]
-    found += [f"{n}: trained to different values; name one by trained_from" for n in _clashes(map(_whole, sources))]
-    if len(biases := sorted({state.config.bias for state in sources})) > 1:
-        found.append(f"bias: set to {' and '.join(biases)}; name one adapter by trained_from")
-    inside = Inside(name for state in sources for name in state.trained_modules)
-    found += [f"{name}: has an update, but is trained whole as well" for name in _layer_names(states) if inside(name)]
-    _refuse(AdapterMismatchError, "these adapters cannot be added:", found)
-
-
-def _whole(state: AdapterState) -> dict[str, Tensor]:
-    """Return everything that was trained whole: modules, biases, token rows."""
-    ids = {f"{name} (token ids)": rows.ids for name, rows in state.token_rows.items()}
-    return {**state.trained, **ids, **{f"{name} (token rows)": rows.rows for name, rows in state.token_rows.items()}}
-
-
-def _clashes(holdings: Iterable[Mapping[str, Tensor]]) -> list[str]:
-    """Return the names under which two hold different tensors."""
-    first: dict[str, Tensor] = {}
-    pairs = [(name, tensor, first.setdefault(name, tensor)) for held in holdings for name, tensor in held.items()]
-    return list(dict.fromkeys(name for name, tensor, known in pairs if not _same(tensor, known)))
-
-
-def _update_problems(owner: str, state: AdapterState) -> list[str]:
-    """Return a line for each update that is not a finite low-rank delta."""
-    advice = "which is no low-rank delta; merge it into its model and use `extracted` on the weights"
-    found = [f"{n}: {owner} has a DoRA update, {advice}" for n, u in state.updates.items() if u.magnitude is not None]
-    tensors = [(f"{n}.{part}", tensor) for n, u in state.updates.items() for part, tensor in u.tensors().items()]
-    return found + [f"{name}: {owner} holds NaN or infinity" for name, t in tensors if not t.double().isfinite().all()]
-
-
-def _layout(update: LowRank) -> tuple[str, int, tuple[int, ...], tuple[int, ...]]:
-    """Return kind, groups and the shapes without the rank: what two updates of one layer have in common."""
-    axis = update.A.ndim - 2 if update.kind == "parameter" else 0
-    inside = tuple(size for i, size in enumerate(update.A.shape) if i != axis)
-    return update.kind, update.groups, inside, tuple(update.B.shape[:-1])
-
-
-def _layer_names(states: Adapters) -> list[str]:
-    return list(dict.fromkeys(name for state in states for name in state.updates))
 
 
 def _wide(*tensors: Tensor) -> torch.dtype:
     """Return float32, or float64 where one of the tensors is."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a == b.to(a.device)).all())
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _rank_problems(rank: object) -> list[str]:
@@ -383,10 +340,5 @@ def _rank_problems(rank: object) -> list[str]:
 
 
 def _share_problems(name: str, value: object) -> list[str]:
-    good = _is_number(value) and 0 < value <= 1  # type: ignore[operator]
+    good = is_number(value) and 0 < value <= 1  # type: ignore[operator]
     return [] if good else [f"{name} is {value!r}; it must be above 0 and at most 1"]
-
-
-def _refuse(error: type[ConfigError | AdapterMismatchError], headline: str, problems: Sequence[str]) -> None:
-    if problems:
-        raise error(gathered(headline, problems))

@@ -2,7 +2,8 @@
 
 The delta of a layer is D = s B A = U diag(S) Vh, of shape (out, in). Its singular values come from the thin factors;
 D is formed only where it is compared with base weights. Stacked weights (experts) count as one block-diagonal matrix:
-singular values, norms and intruders are those of all blocks together.
+singular values, norms and intruders are those of all blocks together. DoRA's change is D = W' - W0 with
+W' = m (W0 + s B A) / |W0 + s B A|, which only the base weights tell; without them the figures are of s B A alone.
 
 Source: Roy & Vetterli 2007, "The effective rank: a measure of effective dimensionality" (effective rank);
 Shuttleworth et al. 2024, arXiv 2410.21228 (intruder dimensions: k = 10 top vectors, a threshold eps of 0.5 to 0.9).
@@ -16,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from veneer.errors import AdapterMismatchError, ConfigError, gathered
-from veneer.lora.delta import add_delta, row_norms
-from veneer.lora.state import AdapterState, LowRank
+from veneer.errors import AdapterMismatchError, ConfigError, gathered, require_type
+from veneer.lora.delta import add_delta, dora_weight
+from veneer.lora.state import AdapterState, LowRank, require_states
 
 Svd = tuple[Float[Tensor, "*stack out n"], Float[Tensor, "*stack n"], Float[Tensor, "*stack n in"]]
 """U, S in descending order, and Vh; n is the smallest of r, in and out."""
@@ -26,20 +27,26 @@ Svd = tuple[Float[Tensor, "*stack out n"], Float[Tensor, "*stack n"], Float[Tens
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
-    """One layer of an adapter. The last three are None where no base weights were given."""
+    """One layer of an adapter, whose delta D is s B A, and of DoRA W' - W0 where base weights were given.
+
+    The last three are None where none were given.
+    """
 
     name: str
     rank: int
     delta_norm: float
-    """|s B A|, Frobenius."""
+    """|D|, Frobenius."""
     spectral_norm: float
-    """The largest singular value of s B A."""
+    """The largest singular value of D."""
     effective_rank: float
-    """exp of the entropy of the singular values divided by their sum; 0 where all are 0, at most the rank."""
+    """exp of the entropy of the singular values of D divided by their sum; 0 where all are 0. At most the rank, or with
+    DoRA's magnitude applied the smaller side."""
+    magnitude_applied: bool | None = None
+    """Of DoRA: whether D is W' - W0, or without base weights s B A alone. None where there is no magnitude."""
     base_norm: float | None = None
     """|W0|, Frobenius."""
     relative_norm: float | None = None
-    """|s B A| / |W0|."""
+    """|D| / |W0|."""
     intruders: int | None = None
     """See `intruder_dimensions`; of DoRA, with its magnitude applied."""
 
@@ -110,6 +117,9 @@ def layer_report(
 ) -> tuple[LayerReport, ...]:
     """Return a report on each layer, in the adapter's order.
 
+    Of a DoRA layer the figures are those of W' - W0 with base weights, and without them of s B A alone, its magnitude
+    left out of account; `LayerReport.magnitude_applied` says which.
+
     Args:
         state: the adapter.
         base_weights: layer name -> W0 of every layer, seen as `AdapterState.delta` is: (out, in), so an embedding's
@@ -118,25 +128,33 @@ def layer_report(
         eps: the same.
 
     Raises:
-        ConfigError: k or eps is outside what is allowed.
+        ConfigError: k or eps is outside what is allowed, or `state` is no AdapterState.
         AdapterMismatchError: a base weight is missing or does not fit; every problem is named.
     """
-    if base_weights is not None and (problems := _base_problems(state, base_weights)):
-        raise AdapterMismatchError(gathered("the base weights do not fit the adapter:", problems))
+    require_states({"state": state})
+    if base_weights is not None:
+        require_type({"base_weights": base_weights}, Mapping, "give the base weights by the names of their layers")
+        if problems := _base_problems(state, base_weights):
+            raise AdapterMismatchError(gathered("the base weights do not fit the adapter:", problems))
     found = []
     for name, update in state.updates.items():
-        values = singular_values(update, state.factor(name))
-        delta_norm, base_norm, intruders = float(values.norm()), None, None
+        factor, is_dora = state.factor(name), update.magnitude is not None
+        base_norm, intruders = None, None
         if base_weights is not None:
             base = base_weights[name].detach().cpu().double()
-            base_norm = float(base.norm())
-            intruders = intruder_dimensions(base, _tuned(base, update, state.factor(name)), k=k, eps=eps)
+            tuned = _tuned(base, update, factor)
+            values = torch.linalg.svdvals(tuned - base) if is_dora else singular_values(update, factor)
+            base_norm, intruders = float(base.norm()), intruder_dimensions(base, tuned, k=k, eps=eps)
+        else:
+            values = singular_values(update, factor)
+        delta_norm = float(values.norm())
         report = LayerReport(
             name=name,
             rank=update.rank,
             delta_norm=delta_norm,
             spectral_norm=float(values.max()),
             effective_rank=effective_rank(values),
+            magnitude_applied=base_weights is not None if is_dora else None,
             base_norm=base_norm,
             relative_norm=None if base_norm is None else delta_norm / base_norm if base_norm else math.inf,
             intruders=intruders,
@@ -153,10 +171,9 @@ def _present(values: Float[Tensor, "*stack n"], shape: tuple[int, ...]) -> Tenso
 def _tuned(base: Float[Tensor, "*stack out in"], update: LowRank, factor: float) -> Float[Tensor, "*stack out in"]:
     """Return the weight that a layer acts with, in float64."""
     A, B = (matrix.double() for matrix in update.matrices)
-    summed = add_delta(base, A, B, factor)
     if update.magnitude is None:
-        return summed
-    return summed * (update.magnitude.double() / row_norms(base, A, B, factor)).unsqueeze(-1)
+        return add_delta(base, A, B, factor)
+    return dora_weight(base, A, B, factor, update.magnitude.double())
 
 
 def _base_problems(state: AdapterState, base_weights: Mapping[str, Tensor]) -> list[str]:

@@ -85,3 +85,27 @@ def row_norms(
     mixed = (wide @ At).mul(2 * scaling) + (B @ (A @ At)).mul(scaling * scaling)
     norms: Tensor = (squares + (mixed * B).sum(dim=-1)).clamp_min(torch.finfo(A.dtype).tiny).sqrt()
     return norms
+
+
+def row_stretch(
+    weight: Float[Tensor, "*stack out in"],
+    A: Float[Tensor, "*stack r in"],
+    B: Float[Tensor, "*stack out r"],
+    scaling: float | Float[Tensor, ""],
+    magnitude: Float[Tensor, "*stack out"],
+) -> Float[Tensor, "*stack out"]:
+    """Return m / |W0 + s B A| of each row, what DoRA multiplies W0 + s B A by; gradients flow to m alone (sec. 4.3)."""
+    with torch.no_grad():
+        norms = row_norms(weight, A, B, scaling)
+    return magnitude / norms
+
+
+def dora_weight(
+    weight: Float[Tensor, "*stack out in"],
+    A: Float[Tensor, "*stack r in"],
+    B: Float[Tensor, "*stack out r"],
+    scaling: float | Float[Tensor, ""],
+    magnitude: Float[Tensor, "*stack out"],
+) -> Float[Tensor, "*stack out in"]:
+    """Return m (W0 + s B A) / |W0 + s B A|, in the dtype of A and B."""
+    return add_delta(weight, A, B, scaling) * row_stretch(weight, A, B, scaling, magnitude).unsqueeze(-1)

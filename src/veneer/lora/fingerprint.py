@@ -1,19 +1,24 @@
-"""Which base an adapter was trained on: a digest of a sample of its adapted weights.
+"""Which base an adapter was trained on: for each adapted layer a digest of a sample of its weight.
 
 Another model of the same shape, or the same one fine-tuned, has other values nearly everywhere, so a few from each
 weight tell them apart; reading all of them would cost more than loading the adapter. A base loaded in a narrower dtype
-is still the same base: the sample is digested once for each dtype that it can be rounded to, and two fingerprints are
-compared where both have a digest.
+is still the same base: the sample is digested once for each dtype that it can be rounded to. Each layer stands for
+itself, so two fingerprints are compared in the layers and dtypes that both have, and adapters of different layers can
+be put together.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-SAMPLE_SIZE = 8192
-"""Values looked at in the whole model, at least 4 in each weight."""
+Fingerprint = Mapping[str, Mapping[str, str]]
+"""dtype -> layer -> digest."""
+SAMPLE_SIZE = 256
+"""Values looked at in each weight; the same ones whatever other layers are adapted."""
+DIGEST_SIZE = 8
+"""Hexadecimal digits of a digest: 32 bits for each layer."""
 NARROWER: Mapping[torch.dtype, tuple[torch.dtype, ...]] = {
     torch.float64: (torch.float64, torch.float32, torch.float16, torch.bfloat16),
     torch.float32: (torch.float32, torch.float16, torch.bfloat16),
@@ -22,41 +27,81 @@ NARROWER: Mapping[torch.dtype, tuple[torch.dtype, ...]] = {
 }
 
 
-def fingerprint(weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return dtype -> digest of a sample of `weights`, for their dtype and each one that it rounds to.
+def fingerprint(weights: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
+    """Return dtype -> layer -> digest of a sample of its weight, for the weight's dtype and each that it rounds to.
 
     Args:
-        weights: the adapted weights of the base by full name. Weights that are not plain floats are left out; without
-            any, or on the meta device, the fingerprint is empty.
+        weights: the adapted weights of the base by full name. Weights that are not plain floats, or are on the meta
+            device, are left out.
     """
-    plain = {
-        name: weight.detach()
-        for name, weight in sorted(weights.items())
-        if weight.dtype in NARROWER and type(weight.data) is Tensor and not weight.is_meta
-    }
-    if not plain:
-        return {}
-    dtype = next(iter(plain.values())).dtype
-    for weight in plain.values():
-        dtype = torch.promote_types(dtype, weight.dtype)
-    share = max(4, SAMPLE_SIZE // len(plain))
-    sample = torch.cat([_spread(weight, share).to("cpu", dtype) for weight in plain.values()])
-    shapes = repr([(name, tuple(weight.shape)) for name, weight in plain.items()]).encode()
+    found: dict[str, dict[str, str]] = {}
+    for name, weight in sorted(weights.items()):
+        if weight.dtype not in NARROWER or type(weight.data) is not Tensor or weight.is_meta:
+            continue
+        sample, shape = _spread(weight.detach()).cpu(), repr(tuple(weight.shape)).encode()
+        for narrow in NARROWER[weight.dtype]:
+            digest = hashlib.sha256(shape + _bytes(sample.to(narrow))).hexdigest()[:DIGEST_SIZE]
+            found.setdefault(str(narrow).removeprefix("torch."), {})[name] = digest
+    return found
+
+
+def compared(given: Fingerprint, present: Fingerprint) -> dict[str, bool]:
+    """Return layer -> whether its weight is the same, of the layers that both know in a common dtype.
+
+    One common dtype in which it is the same is enough: a base that was rounded and widened again is the same base.
+    """
+    both = {dtype: given[dtype].keys() & present[dtype].keys() for dtype in given.keys() & present.keys()}
     return {
-        str(narrow).removeprefix("torch."): hashlib.sha256(shapes + _bytes(sample.to(narrow))).hexdigest()[:32]
-        for narrow in NARROWER[dtype]
+        layer: any(given[dtype][layer] == present[dtype][layer] for dtype in both if layer in both[dtype])
+        for layer in sorted(set().union(*both.values()))
     }
 
 
-def differs(given: Mapping[str, str], present: Mapping[str, str]) -> bool:
-    """Return whether two fingerprints are known to be of different bases."""
-    both = given.keys() & present.keys()
-    return bool(both) and all(given[dtype] != present[dtype] for dtype in both)
+def differs(given: Fingerprint, present: Fingerprint) -> bool:
+    """Return whether two fingerprints are known to be of different bases: a layer that both know is not the same."""
+    return not all(compared(given, present).values())
 
 
-def _spread(weight: Tensor, count: int) -> Tensor:
-    """Return `count` values from all over a weight."""
+def united(fingerprints: Iterable[Fingerprint]) -> dict[str, dict[str, str]]:
+    """Return what any of the fingerprints knows, without that in which two disagree."""
+    digests: dict[str, dict[str, set[str]]] = {}
+    for known in fingerprints:
+        for dtype, layers in known.items():
+            for layer, digest in layers.items():
+                digests.setdefault(dtype, {}).setdefault(layer, set()).add(digest)
+    agreed = {dtype: {n: min(d) for n, d in layers.items() if len(d) == 1} for dtype, layers in digests.items()}
+    return {dtype: layers for dtype, layers in agreed.items() if layers}
+
+
+def to_note(known: Fingerprint) -> dict[str, dict[str, str]]:
+    """Return a fingerprint as files hold it, each layer named once: "dtype dtype ..." -> layer -> digests joined."""
+    note: dict[str, dict[str, str]] = {}
+    for layer in sorted(set().union(*known.values())):
+        dtypes = [dtype for dtype in sorted(known) if layer in known[dtype]]
+        note.setdefault(" ".join(dtypes), {})[layer] = "".join(known[dtype][layer] for dtype in dtypes)
+    return note
+
+
+def from_note(note: Mapping[str, object]) -> dict[str, dict[str, str]]:
+    """Return the fingerprint that a file holds; what is not laid out as in `to_note` says nothing.
+
+    Older files hold one digest of all weights together, dtype -> digest: of each layer by itself nothing is known.
+    """
+    known: dict[str, dict[str, str]] = {}
+    for dtypes, layers in note.items():
+        if isinstance(layers, Mapping):
+            for position, dtype in enumerate(dtypes.split()):
+                start = position * DIGEST_SIZE
+                known[dtype] = known.get(dtype, {}) | {
+                    n: str(d)[start : start + DIGEST_SIZE] for n, d in layers.items()
+                }
+    return known
+
+
+def _spread(weight: Tensor) -> Tensor:
+    """Return values from all over a weight, at most `SAMPLE_SIZE`."""
     flat = weight.reshape(-1)
+    count = min(SAMPLE_SIZE, flat.numel())
     places = torch.arange(count, device=weight.device) * (flat.numel() - 1) // max(count - 1, 1)
     return flat[places]
 

@@ -11,6 +11,7 @@ class of its own.
 | parameter  | a parameter that its module computes with itself    | as it is, or each expert's transpose      |
 """
 
+import weakref
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,6 +28,8 @@ from veneer.lora.state import KindName
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POINTWISE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 TRANSPOSED_CLASS = "transformers.pytorch_utils.Conv1D"
+_CAST = "_veneer_cast"
+"""Attribute of an activation: its version and a weak reference to it in autocast's dtype."""
 
 
 class Kind(ABC):
@@ -78,7 +81,7 @@ class Kind(ABC):
     def cast(self, x: Tensor) -> Tensor:
         """Return x in autocast's dtype, once, where the base and the update would each cast it."""
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # which autocast leaves alone
-            return x.to(torch.get_autocast_dtype(x.device.type))
+            return _cast_once(x, torch.get_autocast_dtype(x.device.type))
         return x
 
 
@@ -226,6 +229,22 @@ class ParameterKind(Kind):
     ) -> Tensor:
         """Never called: the module computes with the merged parameter."""
         raise NotImplementedError
+
+
+def _cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x in `dtype`, the same tensor for all layers that read this x, as query, key and value do.
+
+    Each would otherwise cast x, keep its own copy for the backward pass and send back a gradient of its own. What was
+    made is found on x, for as long as a graph keeps it: nothing lives longer for it.
+    """
+    if x.dtype == dtype or x.is_inference() or torch.compiler.is_compiling():
+        return x.to(dtype)
+    version, kept = vars(x).get(_CAST, (None, None))
+    found = None if version != x._version else kept()
+    if found is None or found.dtype != dtype or found.requires_grad != (x.requires_grad and torch.is_grad_enabled()):
+        found = x.to(dtype)
+        setattr(x, _CAST, (x._version, weakref.ref(found)))
+    return found
 
 
 LINEAR, TRANSPOSED, OPAQUE = LinearKind(), TransposedKind(), OpaqueKind()

@@ -13,8 +13,10 @@ from typing import Literal, TypeVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from veneer.errors import require_type
 from veneer.lora.config import LoraConfig
 from veneer.lora.delta import ALPHA_RULES, delta_weight
+from veneer.lora.fingerprint import Fingerprint
 from veneer.lora.selectors import name_ends
 
 Number = TypeVar("Number", int, float)
@@ -86,8 +88,20 @@ class AdapterState:
     """Hub id or path of the pretrained model, as a hint for whoever loads the adapter."""
     task_type: str | None = None
     """PEFT's name of the task, such as "SEQ_CLS"."""
-    fingerprint: Mapping[str, str] = field(default_factory=dict)
-    """What the base's adapted weights were, dtype -> digest; empty where unknown. See `fingerprint.py`."""
+    fingerprint: Fingerprint = field(default_factory=dict)
+    """What the base's adapted weights were, dtype -> layer -> digest; empty where unknown. See `fingerprint.py`."""
+
+    def __repr__(self) -> str:
+        """Return one line: layers, ranks, variant, what was trained whole and the base model; no tensors."""
+        ranks = sorted({update.rank for update in self.updates.values()})
+        parts = [f"{len(self.updates)} layer{'s' * (len(self.updates) != 1)}"]
+        if ranks:
+            parts.append(f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}")
+        parts.append(self.config.variant)
+        if whole := [*self.trained, *(f"{len(entry.ids)} rows of {name}" for name, entry in self.token_rows.items())]:
+            more = f" and {len(whole) - 3} more" * (len(whole) > 3)
+            parts.append(f"trained whole: {', '.join(whole[:3])}{more}")
+        return f"AdapterState({'; '.join([*parts, f'base_model={self.base_model!r}'])})"
 
     def factor(self, name: str) -> float:
         """Return the scaling s of a layer's update."""
@@ -98,6 +112,12 @@ class AdapterState:
         A, B = self.updates[name].matrices
         wide = A.double() if A.dtype.itemsize == 8 else A.float()
         return delta_weight(wide, B.to(wide.dtype), self.factor(name))
+
+
+def require_states(values: Mapping[str, object]) -> None:
+    """Raise a `ConfigError` that names each value, by its name, that is no AdapterState."""
+    advice = "take an adapter out of a model by veneer.state(model), or read one by veneer.read_adapter(path)"
+    require_type(values, AdapterState, advice)
 
 
 def config_for(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from veneer.errors import AdapterMismatchError, AdapterStateError, ConfigError, TargetError, gathered
+from veneer.errors import AdapterMismatchError, AdapterStateError, TargetError, gathered
 from veneer.lora.build import Values, build, located
 from veneer.lora.conflicts import UNTIE
 from veneer.lora.fingerprint import differs, fingerprint
@@ -14,7 +14,7 @@ from veneer.lora.inject import adapted_root, exchange, install, own_tensors, tra
 from veneer.lora.kinds import EMBEDDING, OpaqueKind
 from veneer.lora.layers import Slot, adapted_slots, plain_modules, plain_weights
 from veneer.lora.plan import Plan, Target
-from veneer.lora.state import AdapterState, LowRank, TokenRows, config_for, fitted
+from veneer.lora.state import AdapterState, LowRank, TokenRows, config_for, fitted, require_states
 from veneer.lora.targets import ADAPTATION, plan
 from veneer.lora.updates import DoraUpdate, LowRankUpdate, RowsUpdate, TiedUpdate, gathered_blocks, is_scattered
 
@@ -73,7 +73,7 @@ def load_state(model: nn.Module, adapter: AdapterState, *, trainable: bool = Fal
         AdapterMismatchError: the adapter does not fit, or was trained on other weights; every problem is named. The
             model is as it was.
     """
-    _require_state(adapter)
+    require_states({"adapter": adapter})
     config = replace(adapter.config, init="kaiming")  # the values are at hand: nothing is drawn
     try:
         the_plan = plan(model, config, adapter.trained_modules, any_rank=True)
@@ -112,7 +112,7 @@ def swap(model: nn.Module, adapter: AdapterState, *, any_base: bool = False) -> 
         ConfigError: `adapter` is no AdapterState.
         AdapterMismatchError: the adapter does not fit; every problem is named. The model is as it was.
     """
-    _require_state(adapter)
+    require_states({"adapter": adapter})
     root, record = adapted_root(model)
     slots = adapted_slots(root)
     if any(_low_rank_source(slot).start_A is not None for slot in slots.values() if not _is_rows(slot)):
@@ -128,13 +128,6 @@ def swap(model: nn.Module, adapter: AdapterState, *, any_base: bool = False) -> 
     config = fitted(like, {t.name: t.r for t in targets}, {t.name: t.scaling for t in targets})
     the_plan = replace(record.plan, config=config, targets=targets)
     setattr(root, ADAPTATION, replace(record, plan=the_plan))
-
-
-def _require_state(adapter: object) -> None:
-    """Raise a `ConfigError` where what should be loaded is no state."""
-    if not isinstance(adapter, AdapterState):
-        advice = "take one out of a model by veneer.state(model), or load a folder by veneer.load(model, path)"
-        raise ConfigError(f"the adapter is a {type(adapter).__name__}; it must be an AdapterState: {advice}")
 
 
 def _values(model: nn.Module, target: Target, update: LowRank) -> Values:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from veneer.lora.delta import add_delta, row_norms
+from veneer.lora.delta import add_delta, dora_weight, row_stretch
 from veneer.lora.kernels import adapted_linear
 from veneer.lora.kinds import EmbeddingKind, Kind
 
@@ -165,7 +165,7 @@ class DoraUpdate(LowRankUpdate):
         """Scale W0 x + s B A x by m / |W0 + s B A|, the bias left out of it."""
         factors = self.factors()
         plain = kind.add(base, self._input(x, kind), base_output, factors, self.factor)
-        stretch = self._stretch(kind.matrix(base), factors)
+        stretch = row_stretch(kind.matrix(base), *factors, self.factor, self.magnitude)
         bias = getattr(base, "bias", None)
         unbiased = plain if bias is None else plain - kind.per_channel(bias.to(plain.dtype), base)
         output = plain + kind.per_channel(stretch - 1, base).to(plain.dtype) * unbiased
@@ -173,14 +173,9 @@ class DoraUpdate(LowRankUpdate):
 
     def matrix(self, kind: Kind, base: nn.Module) -> Float[Tensor, "out in"]:
         """Return W0 + t (W' - W0), with W' = m (W0 + s B A) / |W0 + s B A|."""
-        weight, factors = kind.matrix(base), self.factors()
-        adapted = add_delta(weight, *factors, self.factor) * self._stretch(weight, factors).unsqueeze(-1)
+        weight = kind.matrix(base)
+        adapted = dora_weight(weight, *self.factors(), self.factor, self.magnitude)
         return torch.lerp(weight.to(adapted.dtype), adapted, self.share)
-
-    def _stretch(self, weight: Float[Tensor, "out in"], factors: tuple[Tensor, Tensor]) -> Float[Tensor, " out"]:
-        with torch.no_grad():
-            norms = row_norms(weight, *factors, self.factor)
-        return self.magnitude / norms
 
 
 class TiedUpdate(Update):

@@ -12,7 +12,7 @@ from veneer.errors import ConfigError
 from veneer.formats.convert import ReadOptions, read_any, sniff
 from veneer.lora.analysis import LayerReport, layer_report
 from veneer.lora.config import LoraConfig
-from veneer.lora.fingerprint import differs, fingerprint
+from veneer.lora.fingerprint import compared, fingerprint
 from veneer.lora.layers import adapted_slots, plain_weights
 from veneer.lora.plan import Plan
 from veneer.lora.state import AdapterState
@@ -28,6 +28,11 @@ VERDICTS: Mapping[bool | None, str] = {
     False: "has other weights than those that the adapter was trained on",
     None: "may have other weights: the adapter does not say what it was trained on",
 }
+DORA_NOTES: Mapping[bool, str] = {
+    True: "the figures are of DoRA's whole change D = W' - W, W' = m (W + s B A) / |W + s B A|",
+    False: "the figures are of s B A alone; what DoRA's magnitude does besides, only the base model tells (--model)",
+}
+"""Whether the base model is at hand -> what the figures of DoRA's layers are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +94,12 @@ class AdapterDescription:
         if not self.layers:
             return []
         width = max(len("module"), *(len(report.name) for report in self.layers))
-        head = (
-            f"{'module':<{width}}  {'kind':<9} {'r':>4} {'in':>7} {'out':>7} {'s':>7} {'|s B A|':>9} {'eff. rank':>9}"
-        )
-        rows = [f"{head} {'|s B A|/|W|':>11} {'intruders':>9}" if self.base else head]
+        is_dora = any(report.magnitude_applied is not None for report in self.layers)
+        delta = "|D|" if is_dora and self.base else "|s B A|"
+        head = f"{'module':<{width}}  {'kind':<9} {'r':>4} {'in':>7} {'out':>7} {'s':>7} {delta:>9} {'eff. rank':>9}"
+        rows = [f"{head} {f'{delta}/|W|':>11} {'intruders':>9}" if self.base else head]
+        if is_dora:
+            rows.insert(0, DORA_NOTES[self.base is not None])
         for report in self.layers:
             row = self._row(report)
             line = f"{report.name:<{width}}  {row['kind']:<9} {report.rank:>4} {row['in']:>7} {row['out']:>7}"
@@ -169,8 +176,8 @@ def describe_adapter(
     slots = adapted_slots(network)
     with torch.no_grad():
         weights = {layer: slots[layer].kind.matrix(slots[layer].base) for layer in adapter.updates}
-    present = fingerprint(plain_weights(slots))
-    fits = not differs(adapter.fingerprint, present) if adapter.fingerprint.keys() & present.keys() else None
+    known = compared(adapter.fingerprint, fingerprint(plain_weights(slots)))
+    fits = all(known.values()) if known else None
     return AdapterDescription(
         path=found,
         file_format=name,
