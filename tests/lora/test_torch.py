@@ -1,7 +1,9 @@
 """An adapted model is an ordinary module: compile, autocast, checkpointing, DDP, moves, state_dict, meta."""
 
 import copy
+import gc
 import os
+import pickle
 
 import jaxtyping
 import pytest
@@ -11,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import veneer
 from veneer import LoraConfig
+from veneer.lora import kinds
 from veneer.lora.layers import adapted_slots
 
 from .test_kinds import stir
@@ -161,6 +164,22 @@ def test_under_autocast_layers_that_read_one_input_keep_one_copy_of_it(trained):
     apart.float().sum().backward()
     for name, gradient in gradients(net).items():
         torch.testing.assert_close(shared[name], gradient, rtol=0.02, atol=0.02)
+
+
+def test_the_shared_copy_outlives_neither_its_input_nor_its_graph():
+    net = Siblings()
+    veneer.adapt(net, LoraConfig(r=2, targets=["q", "k"]))
+    x = torch.randn(11, 7, requires_grad=True)
+    gc.collect()
+    before = len(kinds._CASTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = net.q(x)
+        assert len(kinds._CASTS) == before + 1
+        pickle.loads(pickle.dumps(x))
+        del output
+        assert kinds._CASTS[x][1]() is None
+        del x
+    assert len(kinds._CASTS) == before
 
 
 def test_an_input_that_is_changed_in_place_or_leaves_the_graph_is_cast_again():

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parameter import is_lazy
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from veneer.lora.delta import add_delta_output
 from veneer.lora.state import KindName
@@ -28,8 +29,8 @@ from veneer.lora.state import KindName
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 POINTWISE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 TRANSPOSED_CLASS = "transformers.pytorch_utils.Conv1D"
-_CAST = "_veneer_cast"
-"""Attribute of an activation: its version and a weak reference to it in autocast's dtype."""
+_CASTS = WeakTensorKeyDictionary()
+"""Activation -> its version and a weak reference to it in autocast's dtype: nothing lives longer for being here."""
 
 
 class Kind(ABC):
@@ -234,16 +235,16 @@ class ParameterKind(Kind):
 def _cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return x in `dtype`, the same tensor for all layers that read this x, as query, key and value do.
 
-    Each would otherwise cast x, keep its own copy for the backward pass and send back a gradient of its own. What was
-    made is found on x, for as long as a graph keeps it: nothing lives longer for it.
+    Each would otherwise cast x, keep its own copy for the backward pass and send back a gradient of its own. The first
+    one's is found again for as long as a graph keeps it.
     """
     if x.dtype == dtype or x.is_inference() or torch.compiler.is_compiling():
         return x.to(dtype)
-    version, kept = vars(x).get(_CAST, (None, None))
-    found = None if version != x._version else kept()
+    version, kept = _CASTS.get(x, (None, None))  # type: ignore[no-untyped-call]
+    found = kept() if version == x._version else None
     if found is None or found.dtype != dtype or found.requires_grad != (x.requires_grad and torch.is_grad_enabled()):
         found = x.to(dtype)
-        setattr(x, _CAST, (x._version, weakref.ref(found)))
+        _CASTS[x] = (x._version, weakref.ref(found))
     return found
 
 
