@@ -49,7 +49,7 @@ class RunRecord:
     labels: list[str]
     """Class names in the order of the model's outputs."""
     trainable_parameters: int
-    """lora_parameters + head_parameters, or all of them under full fine-tuning."""
+    """lora_parameters + head_parameters + other_parameters."""
     lora_parameters: int
     head_parameters: int
     """Parameters that `from_pretrained` reported as newly initialised: the task's own output layer."""
@@ -78,6 +78,11 @@ class RunRecord:
     """Rows of `train`, `validation` and `test`."""
     config: dict[str, Any]
     """The run's full configuration, enough to run it again."""
+
+    @property
+    def other_parameters(self) -> int:
+        """What is trained besides low-rank updates and the head: bottlenecks, trained tokens, pretrained weights."""
+        return self.trainable_parameters - self.lora_parameters - self.head_parameters
 
 
 @dataclass(frozen=True, kw_only=True)

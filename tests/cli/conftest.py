@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.tiny import COLUMNS, SETTINGS, make_model, make_rows, one_thread, worked, write_csv
+from tests.cli.tiny import BASELINES, COLUMNS, SETTINGS, make_model, make_rows, one_thread, worked, write_csv
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,7 +39,8 @@ def trained(tmp_path_factory, tiny, tables):
         folder = runs / method
         if not folder.exists():
             files = ("--data", tables / "train.csv", "--test", tables / "test.csv", *COLUMNS)
-            worked("train", "--model", tiny, *files, *SETTINGS, "--method", method, "--out", folder)
+            chosen = ("--method", method, *BASELINES.get(method, ()))
+            worked("train", "--model", tiny, *files, *SETTINGS, *chosen, "--out", folder)
         return folder
 
     return run_of

@@ -269,7 +269,7 @@ TRAINING: dict[str, Case] = {
 }
 
 COMPARING: dict[str, Case] = {
-    "unknown method": (lambda s: s.comparing("--methods", "head,bitfit"), ["'bitfit'", "head, lora-qv, lora-all"]),
+    "unknown method": (lambda s: s.comparing("--methods", "head,hypernet"), ["'hypernet'", "head, lora-qv, lora-all"]),
     "no method": (lambda s: s.comparing("--methods", " , "), ["--methods names no method", "lora-all"]),
     "an output folder that holds a run": (lambda s: s.comparing("--out", s.copy()), ["copy already holds a run"]),
     "what only the run's own process finds": (

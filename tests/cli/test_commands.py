@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from tests.cli.tiny import (
+    BASELINES,
     COLUMNS,
     KEYWORDS,
     METHODS,
@@ -125,7 +126,7 @@ def test_parameters_are_counted_apart_and_add_up(trained, method):
     assert base == record_of(trained("full"))["total_parameters"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *BASELINES])
 def test_a_saved_run_comes_back_with_the_very_scores_of_its_record(trained, tables, method):
     run = trained(method)
     record = record_of(run)

@@ -28,6 +28,22 @@ PRETRAINING_STEPS = 60
 
 COLUMNS = ("--text", "text", "--label", "label")
 METHODS = ("head", "lora-qv", "lora-all", "full")
+BASELINES: dict[str, tuple[str, ...]] = {
+    "bitfit": (),
+    "top2": ("--size", "num_blocks=1"),
+    "houlsby": ("--size", "r=3"),
+    "pfeiffer": (),
+    "lin": (),
+    "adapterdrop": ("--size", "dropped_blocks=1"),
+    "prefix-embed": ("--size", "prefix_tokens=3", "--size", "infix_tokens=2"),
+    "prefix-layer": (),
+    "lora-prefix-embed": ("--weights", "value,query", "--r", "3"),
+    "lora-prefix-layer": (
+        "--size",
+        "infix_tokens=0",
+    ),
+}
+"""The other methods, and what they need to fit a model of two blocks and 40 positions, or are given to be tried."""
 SETTINGS = ("--epochs", "2", "--batch-size", "8", "--max-tokens", "24", "--precision", "float32")
 
 

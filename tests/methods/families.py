@@ -4,7 +4,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from veneer.lora.config import LoraConfig
-from veneer.methods.table import BASELINES, METHODS, attach, low_rank, resized
+from veneer.methods.table import METHODS, attach, low_rank, resized
 
 BLOCKS, HIDDEN, INNER, WORDS, POSITIONS, CLASSES, RANK = 3, 12, 20, 31, 23, 5, 3
 PADDING = 1
@@ -27,10 +27,11 @@ SIZES = {
     "lora-prefix-embed": {"prefix_tokens": 2, "infix_tokens": 3},
     "lora-prefix-layer": {"prefix_tokens": 3, "infix_tokens": 0},
 }
-ALL_METHODS = {**METHODS, **BASELINES}
-UNCHANGED_AT_THE_START = [name for name in ALL_METHODS if "prefix" not in name]
-PREFIXES = [name for name in ALL_METHODS if "prefix" in name]
-BASELINES_ONLY = list(BASELINES)
+UNCHANGED_AT_THE_START = [name for name in METHODS if "prefix" not in name]
+PREFIXES = [name for name in METHODS if "prefix" in name]
+BASELINES = [name for name, method in METHODS.items() if method.part]
+WITHOUT_POSITIONS = {"llama", "mistral", "qwen2", "deberta-v2"}
+"""Families without a table of positions, the last of them by a setting."""
 
 
 def sizes_of(family):
@@ -71,7 +72,7 @@ def ids(num_rows=4, num_tokens=7, *, seed=1):
 
 
 def tiny_method(name, **sizes):
-    return resized(ALL_METHODS[name], SIZES.get(name, {}) | sizes)
+    return resized(METHODS[name], SIZES.get(name, {}) | sizes)
 
 
 def attached(model, name, family, *, seed=0, **sizes):
@@ -97,4 +98,4 @@ def fits(name, family):
     return not (name == "bitfit" and family == "llama")
 
 
-CASES = [(name, family) for name in ALL_METHODS for family in HEADS if fits(name, family)]
+CASES = [(name, family) for name in METHODS for family in HEADS if fits(name, family)]

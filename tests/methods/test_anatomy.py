@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tests.methods.families import BLOCKS, HIDDEN, INNER, WORDS, tiny
+from tests.methods.families import BLOCKS, HIDDEN, INNER, POSITIONS, WITHOUT_POSITIONS, WORDS, tiny
 from veneer.errors import ConfigError
-from veneer.methods.anatomy import ANATOMIES, anatomy_of, block_names, part_name
+from veneer.methods.anatomy import ANATOMIES, anatomy_of, block_names, num_positions, part_name
 
 
 @pytest.mark.parametrize("family", ANATOMIES)
@@ -28,8 +28,8 @@ def test_parts_are_where_the_table_says(family):
             assert sum(f".{name}".endswith(f".{projection}") for name, _ in block.named_modules()) == 1
         norms = [name for name, module in block.named_modules() if "Norm" in type(module).__name__]
         assert anatomy.last_norm is None or anatomy.last_norm == norms[-1]
-    if anatomy.positions and family != "deberta-v2":  # which has such a table by another setting
-        assert isinstance(model.get_submodule(part_name(model, anatomy.positions)), nn.Embedding)
+    if family != "deberta-v2":  # which has a table of positions by a setting
+        assert num_positions(model) == (None if family in WITHOUT_POSITIONS else POSITIONS)
 
 
 @pytest.mark.parametrize("family", ANATOMIES)

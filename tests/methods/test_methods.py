@@ -7,7 +7,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from veneer.errors import ConfigError, TargetError, UnknownNameError
 from veneer.lora.config import LoraConfig
 from veneer.methods.anatomy import QUERY_VALUE, query_value
-from veneer.methods.table import BASELINES, METHODS, attach, find_method
+from veneer.methods.table import METHODS, attach, find_method
 
 LAYERS, HIDDEN, INNER, VOCABULARY, POSITIONS, CLASSES, RANK = 2, 12, 20, 31, 17, 3, 5
 EMBEDDINGS = (VOCABULARY + POSITIONS + 2) * HIDDEN + 2 * HIDDEN  # words, positions, two segments; a LayerNorm
@@ -41,7 +41,7 @@ def attached(model, method, *, model_type="bert", config=CONFIG, own_targets=Fal
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LORA)
 def test_the_counts_are_those_of_the_shapes(model, method):
     counts = attached(model, method)
     assert (counts.lora, counts.head) == (LORA[method], HEAD)
@@ -49,7 +49,7 @@ def test_the_counts_are_those_of_the_shapes(model, method):
     assert counts.trainable == (BASE if method == "full" else LORA[method] + HEAD)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LORA)
 def test_what_is_trainable_is_what_the_method_says(model, method):
     attached(model, method)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -66,7 +66,7 @@ def test_what_is_trainable_is_what_the_method_says(model, method):
         )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LORA)
 def test_no_method_changes_the_output_before_training(model, method):
     ids = torch.randint(3, VOCABULARY, (4, 9), generator=torch.Generator().manual_seed(1))
     before = model.eval()(ids).logits
@@ -123,7 +123,7 @@ def test_query_and_value_are_where_the_table_says_in_transformers_own_model(mode
 def test_bottlenecks_on_minilm_are_as_large_as_loras_query_and_value_within_a_tenth(name):
     shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
     sizes = []
-    for method in (METHODS["lora-qv"], BASELINES[name]):
+    for method in (METHODS["lora-qv"], METHODS[name]):
         with torch.device("meta"):
             network = BertForSequenceClassification(BertConfig(**shape))
         counts = attach(

@@ -12,6 +12,7 @@ from tests.methods.families import (
     PADDING,
     POSITIONS,
     PREFIXES,
+    WITHOUT_POSITIONS,
     WORDS,
     attached,
     ids,
@@ -165,9 +166,7 @@ def test_the_start_is_words_of_the_vocabulary_but_the_padding():
     assert set(drawn.tolist()) == set(range(WORDS)) - {PADDING}
 
 
-@pytest.mark.parametrize(
-    "family", [family for family in HEADS if ANATOMIES[family].positions and family != "deberta-v2"]
-)
+@pytest.mark.parametrize("family", [family for family in HEADS if family not in WITHOUT_POSITIONS])
 def test_texts_may_fill_the_positions_and_no_more(family):
     model = tiny(family)
     attached(model, "prefix-layer", family, prefix_tokens=LP, infix_tokens=LI)

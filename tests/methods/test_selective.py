@@ -3,11 +3,11 @@
 import pytest
 from torch import nn
 
-from tests.methods.families import BASELINES_ONLY, HEADS, attached, fits, tiny, tiny_method
+from tests.methods.families import BASELINES, HEADS, attached, fits, tiny, tiny_method
 from veneer.errors import ConfigError, UnknownNameError
 from veneer.lora.config import LoraConfig
 from veneer.methods.selective import LastBlocksConfig
-from veneer.methods.table import BASELINES, attach, find_method, low_rank, resized
+from veneer.methods.table import METHODS, attach, find_method, low_rank, resized
 
 
 def trained_outside_the_head(model, family):
@@ -52,15 +52,19 @@ def test_there_must_be_as_many_blocks():
 
 
 def test_sizes_are_changed_by_name_and_unknown_ones_listed():
-    assert resized(BASELINES["houlsby"], {"r": 3}).part.r == 3
-    assert resized(BASELINES["bitfit"], {}) is BASELINES["bitfit"]
-    with pytest.raises(UnknownNameError, match=r"size of the method houlsby 'rank'.*variant, r, dropped_blocks"):
-        resized(BASELINES["houlsby"], {"rank": 3})
+    assert resized(METHODS["houlsby"], {"r": 3}).part.r == 3
+    assert resized(METHODS["bitfit"], {}) is METHODS["bitfit"]
+    with pytest.raises(UnknownNameError, match=r"size of the method houlsby 'rank'.*Known: r, dropped_blocks"):
+        resized(METHODS["houlsby"], {"rank": 3})
+    with pytest.raises(UnknownNameError, match="Known: prefix_tokens, infix_tokens"):
+        resized(METHODS["prefix-layer"], {"every_block": 0})
+    with pytest.raises(UnknownNameError, match="Known: none"):
+        resized(METHODS["lora-qv"], {"r": 8})
     with pytest.raises(ConfigError, match="r is 0"):
-        resized(BASELINES["houlsby"], {"r": 0})
+        resized(METHODS["houlsby"], {"r": 0})
 
 
-@pytest.mark.parametrize("name", BASELINES_ONLY)
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_family_that_is_not_known_is_refused_only_where_its_parts_matter(name):
     model, method = tiny("bert"), tiny_method(name)
     call = {"model_type": "unheard-of", "head": ("classifier",), "config": LoraConfig(r=3), "own_targets": False}

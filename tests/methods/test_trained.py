@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.methods.families import (
-    BASELINES_ONLY,
+    BASELINES,
     CASES,
     CLASSES,
     HEADS,
@@ -129,7 +129,7 @@ def test_bfloat16_autocast_runs_near_float32_and_trains_in_float32(name, family)
     assert {p.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", BASELINES_ONLY)
+@pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_a_base_in_bfloat16_stays_so_and_what_is_added_is_float32(name, family):
     model = tiny(family, dtype=torch.bfloat16)
@@ -155,7 +155,7 @@ def test_a_right_padded_batch_gives_each_row_what_it_gets_alone(name, family):
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", BASELINES_ONLY)
+@pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_gradient_checkpointing_changes_no_gradient(name, family):
     gradients = []

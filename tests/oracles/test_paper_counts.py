@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, DebertaV2Config, GP
 
 import veneer
 from veneer import LoraConfig
-from veneer.methods.table import BASELINES, attach, find_method, low_rank, resized
+from veneer.methods.table import attach, find_method, low_rank, resized
 
 ROBERTA_BASE = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
 ROBERTA_LARGE = {
@@ -111,7 +111,7 @@ MEDIUM, GPT2_LARGE, GPT3 = (
 
 def counts_of(config, name, sizes, lora=None):
     family, head = config.model_type, ROBERTA_HEAD if config.model_type == "roberta" else GPT_HEAD
-    method = resized(find_method(name, BASELINES), sizes)
+    method = resized(find_method(name), sizes)
     own = {"config": lora or LoraConfig(), "own_targets": lora is not None}
     return attach(on_meta(config), method, model_type=family, head=head, **own)
 

@@ -397,7 +397,9 @@ def test_a_trained_head_is_not_saved_or_not_loaded(tmp_path):
 
 def test_a_frozen_head_is_not_mentioned():
     """https://github.com/huggingface/peft/issues/876"""
-    assert "left out: score (output head)" in str(veneer.plan(Net(), LoraConfig(r=3)))
+    for targets in ("all-linear", ["query"]):
+        said = str(veneer.plan(Net(), LoraConfig(r=3, targets=targets)))
+        assert "left out: score (output head, frozen; train_also would train it)" in said
 
 
 # 13. What is trained

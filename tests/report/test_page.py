@@ -158,6 +158,15 @@ def test_the_adapter_is_the_one_that_validation_likes_best():
     assert 'from_pretrained("minilm", num_labels=2)' in fallback
 
 
+def test_the_adapter_to_load_is_one_that_is_lora_alone():
+    combined = record("lora-prefix-embed", 0.99, trainable_parameters=12_000, checkpoint="runs/combined/adapter")
+    text = text_of(render_page(results(combined, record("lora-all", 0.8))))
+    assert "runs/combined" not in text
+    assert 'veneer.load(model, "runs/lora-all-seed0/adapter")' in text
+    assert "10,000 LoRA + 770 head + 1,230 of its own" in text
+    assert "veneer.load" not in text_of(render_page(results(combined)))
+
+
 def test_beyond_twenty_classes_pairs_take_the_place_of_the_matrix():
     assert "Confusion matrix of Head only" in render_page(many_classes(20))
     page = render_page(many_classes(21))

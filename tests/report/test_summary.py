@@ -8,6 +8,7 @@ from tests.report.records import BASE_PARAMETERS, collapsed, record, scores
 from veneer.errors import ConfigError
 from veneer.report.formatting import compact_count, duration, number, percent, plain, score, short_names, size
 from veneer.report.summary import best_by_validation, split_scores, standard_error, summarize
+from veneer.report.terminal import markdown_table
 
 
 def test_methods_come_in_the_table_order_then_alphabetically():
@@ -139,3 +140,30 @@ def test_short_names_stay_apart():
     assert short_names(["alpha", "a very long name, one", "a very long name, two"], 10) == [
         "alpha", "2 a very…", "3 a very…",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "label"),
+    [
+        ("lora-qv", {"r": 4, "weights": ["query"]}, "LoRA r=4, query"),
+        ("lora-all", {"r": 4, "targets": ["a", "b"]}, "LoRA r=4, a + b"),
+        ("lora-all", {"r": 4, "targets": list("abcde")}, "LoRA r=4, 5 layers by name"),
+        ("houlsby", {"r": 8, "sizes": {"r": 16, "dropped_blocks": 0}}, "Houlsby adapters r=16"),
+        ("prefix-embed", {"r": 8, "sizes": {"prefix_tokens": 32, "infix_tokens": 8}}, "Prefix-embedding 32 + 8"),
+        ("lora-prefix-layer", {"r": 8, "sizes": {"infix_tokens": 8}}, "LoRA r=8, query + value, prefix-layer 8"),
+        ("top2", {"sizes": {"num_blocks": 3}}, "Last 3 blocks"),
+        ("bitfit", {}, "BitFit"),
+    ],
+)
+def test_a_label_names_the_sizes_that_count(method, config, label):
+    (summary,) = summarize([record(method, config=config)])
+    assert summary.label == label
+
+
+def test_what_is_trained_is_the_sum_of_its_parts():
+    (bottlenecks, full) = summarize([record("houlsby", trainable_parameters=11_500), record("full")])
+    assert bottlenecks.other_parameters == 11_500 - 10_000 - 770
+    assert bottlenecks.has_own_part
+    assert full.other_parameters == BASE_PARAMETERS
+    assert not full.has_own_part
+    assert "| 11,500 (10,000 + 770 + 730 of the method's own) |" in markdown_table([bottlenecks])

@@ -98,7 +98,7 @@ def without_processes(monkeypatch):
         write_results(folder, Results(machine={}, versions={}, records=[record]))
         return record
 
-    monkeypatch.setattr(module, "_run_in_process", fake)
+    monkeypatch.setattr(module, "run_in_process", fake)
     return done
 
 

@@ -1,5 +1,6 @@
 """Laws of a run's settings."""
 
+import json
 import math
 from dataclasses import fields, replace
 
@@ -50,7 +51,7 @@ def test_all_problems_are_named_together():
 
 def test_an_unknown_method_lists_the_known():
     with pytest.raises(UnknownNameError, match="head, lora-qv, lora-all, full"):
-        replace(GOOD, method="bitfit")
+        replace(GOOD, method="hypernet")
 
 
 def test_resolved_settings_leave_nothing_open_and_change_nothing_that_was_chosen():
@@ -70,5 +71,35 @@ def test_the_split_of_a_comparison_does_not_depend_on_the_runs_seed():
 
 def test_settings_survive_json():
     config = replace(GOOD, targets=("query", "value"), dropout=0.1)
-    assert RunConfig(**config.to_json()) == config
+    assert RunConfig(**json.loads(json.dumps(config.to_json()))) == config
+    config = replace(GOOD, method="lora-prefix-layer", weights=("output", "key"), sizes=(("prefix_tokens", 3),))
+    assert RunConfig(**json.loads(json.dumps(config.to_json()))) == config
     assert set(config.to_json()) == {field.name for field in fields(RunConfig)}
+
+
+def test_sizes_and_weights_are_settings_of_their_own_only_where_they_are_used():
+    """So that runs done before there were any keep their places in a grid."""
+    for method in ("head", "lora-qv", "lora-all", "full", "bitfit"):
+        assert not {"sizes", "weights"} & replace(GOOD, method=method).resolved().to_json().keys()
+
+
+def test_sizes_and_weights_given_in_another_order_or_as_they_are_anyway_are_the_same_run():
+    config = replace(GOOD, method="lora-prefix-embed", weights=("query", "value"))
+    sizes = (("prefix_tokens", 8), ("infix_tokens", 4))
+    others = [
+        replace(config, weights=("value", "query"), sizes=sizes),
+        replace(config, sizes=sizes[::-1]),
+        replace(config, sizes=sizes[:1]),
+    ]
+    assert {json.dumps(other.resolved().to_json()) for other in others} == {json.dumps(config.resolved().to_json())}
+    assert config.resolved().resolved() == config.resolved()
+
+
+def test_problems_of_sizes_and_weights_stand_among_the_others():
+    with pytest.raises(ConfigError) as caught:
+        replace(GOOD, method="lin", epochs=0, sizes=(("r", 0), ("width", 3)), weights=("q",))
+    lines = "\n".join(str(caught.value).splitlines()[1:])
+    for part in ("epochs is 0", "r is 0", "'width'. Known: r, dropped_blocks", "weights is ('q',)", "adapts no layers"):
+        assert part in lines
+    with pytest.raises(ConfigError, match="sizes is 5; it must be pairs"):
+        replace(GOOD, method="lin", sizes=5)

@@ -16,7 +16,7 @@ from transformers import (
 
 from tests.cli.tiny import make_tokenizer
 from veneer.data.sources import ModelSource
-from veneer.errors import DataError
+from veneer.errors import ConfigError, DataError
 from veneer.training.models import load_classifier, new_modules, readable_tokens
 
 SIZES = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
@@ -121,3 +121,12 @@ def test_a_model_reads_up_to_its_last_position_and_no_further(model, positions):
         model.eval()(input_ids=ids)
         with pytest.raises((IndexError, RuntimeError)):
             model(input_ids=torch.full((1, positions + 1), 3))
+
+
+def test_trained_tokens_leave_less_room_for_text_and_must_leave_some():
+    model = BertForSequenceClassification(BERT)
+    assert readable_tokens(model, 1000, added=29) == 4
+    assert readable_tokens(model, 3, added=29) == 3
+    with pytest.raises(ConfigError, match="30 trained tokens leave no room for text in the model's 33 positions"):
+        readable_tokens(model, 3, added=30)
+    assert readable_tokens(nn.Linear(3, 2), 5, added=99) == 5

@@ -28,7 +28,9 @@ def compare(
     validation: options.Validation = None,
     test: options.Test = None,
     test_share: Annotated[float, typer.Option(help="Share held out for test where no test rows are given.")] = 0.2,
-    methods: Annotated[str, typer.Option(help="Comma-separated methods.")] = "head,lora-qv,lora-all,full",
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated methods; `veneer train --help` names all of them.")
+    ] = "head,lora-qv,lora-all,full",
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Number of seeds; more than one gives a spread.")] = 1,
     seed: options.Seed = 0,
     epochs: options.Epochs = 2,
@@ -63,7 +65,7 @@ def compare(
     from veneer.training.run import note_lines, prepare_data
 
     require_startable(out, overwrite=overwrite, resume=resume)
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    names = options.names(methods)
     if not names:
         raise ConfigError(f"--methods names no method; known: {', '.join(METHODS)}")
     shared = RunConfig(

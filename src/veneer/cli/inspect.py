@@ -18,10 +18,12 @@ def inspect(
         str | None,
         typer.Option("--model", help="A model: with ADAPTER, its base; alone, to see what would be adapted in it."),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="For a model alone: head, lora-qv or lora-all.")] = None,
-    target: Annotated[
-        list[str] | None, typer.Option(help="For a model alone: layer to adapt, by name; repeat for more.")
+    method: Annotated[
+        str | None, typer.Option(help="For a model alone: any of `veneer train --help`, except full.")
     ] = None,
+    target: options.Target = None,
+    weights: options.Weights = None,
+    size: options.Size = None,
     from_format: Annotated[
         str | None,
         typer.Option(
@@ -39,13 +41,15 @@ def inspect(
 ) -> None:
     """Show what an adapter holds and does to its base, or what would be adapted in a model."""
     from veneer.formats.convert import ReadOptions
-    from veneer.training.inspection import AdapterDescription, PlanDescription, describe_adapter, describe_plan
+    from veneer.methods.settings import MethodSettings
+    from veneer.training.inspection import Description, describe_adapter, describe_plan
 
-    description: AdapterDescription | PlanDescription
+    description: Description
     if adapter is not None:
-        if method is not None or target:
+        if method is not None or target or weights or size:
             raise ConfigError(
-                "--method and --target are for a model alone (veneer inspect --model NAME); leave them out"
+                "--method, --target, --weights and --size are for a model alone (veneer inspect --model NAME); "
+                "leave them out"
             )
         given = ReadOptions(
             alpha=alpha,
@@ -59,14 +63,15 @@ def inspect(
     elif model is not None:
         if from_format is not None or component is not None:
             raise ConfigError("--from and --component are for an adapter (veneer inspect ADAPTER); leave them out")
-        description = describe_plan(
-            model,
+        settings = MethodSettings(
             method=method or "lora-all",
             targets=tuple(target) if target else None,
+            weights=options.names(weights),
+            sizes=options.sizes(size),
             r=8 if r is None else r,
             alpha=16.0 if alpha is None else alpha,
-            notify=note,
         )
+        description = describe_plan(model, settings, notify=note)
     else:
         raise ConfigError(
             "give either an adapter folder (veneer inspect ADAPTER) or a model (veneer inspect --model NAME), or both"

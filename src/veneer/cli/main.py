@@ -9,6 +9,7 @@ from veneer.cli.console import stderr
 from veneer.cli.convert import convert
 from veneer.cli.inspect import inspect
 from veneer.cli.merge import merge
+from veneer.cli.reproduce import reproduce
 from veneer.cli.train import train
 from veneer.cli.use import evaluate, predict
 from veneer.errors import DownloadError, VeneerError
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compare, train, evaluate, predict, inspect, convert, merge):
+for command in (compare, train, evaluate, predict, inspect, convert, merge, reproduce):
     app.command()(command)
 
 

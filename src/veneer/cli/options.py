@@ -36,6 +36,27 @@ BaseDropout = Annotated[
 ]
 Precision = Annotated[str, typer.Option("--precision", help="auto, float32 or bfloat16.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results at the output path.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="head, lora-qv, lora-all or full; or what LoRA is compared with: bitfit, top2, houlsby, pfeiffer, lin, "
+        "adapterdrop, prefix-embed, prefix-layer, lora-prefix-embed, lora-prefix-layer.",
+    ),
+]
+Target = Annotated[list[str] | None, typer.Option("--target", help="Layer to adapt, by name; repeat for more.")]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", help="Adapt these of query, key, value, output; comma-separated, instead of --target."),
+]
+Size = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--size",
+        help="NAME=NUMBER, a size of a method other than LoRA: r, dropped_blocks, prefix_tokens, infix_tokens or "
+        "num_blocks; repeat for more.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 Trained = Annotated[Path, typer.Argument(help="An adapter folder, a fully fine-tuned model folder, or a run folder.")]
 BaseModel = Annotated[
@@ -62,3 +83,19 @@ def slices(given: Iterable[str] | None) -> dict[str, tuple[bool, ...]]:
             raise ConfigError(f"--fused is {text!r}; it must be a name and a digit for each slice, such as c_attn=101")
         found[name] = tuple(digit == "1" for digit in digits)
     return found
+
+
+def sizes(given: Iterable[str] | None) -> tuple[tuple[str, int], ...]:
+    """Return the pairs of `Size`: NAME=NUMBER."""
+    found = []
+    for text in given or ():
+        name, _, digits = text.rpartition("=")
+        if not name or not digits.isdecimal():
+            raise ConfigError(f"--size is {text!r}; it must be a name and a whole number, such as r=16")
+        found.append((name, int(digits)))
+    return tuple(found)
+
+
+def names(given: str | None) -> tuple[str, ...]:
+    """Return the names in a comma-separated list."""
+    return tuple(name.strip() for name in (given or "").split(",") if name.strip())

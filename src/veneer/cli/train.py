@@ -20,8 +20,10 @@ def train(
     test: options.Test = None,
     validation_share: Annotated[float, typer.Option(help="Share held out where no validation rows are given.")] = 0.1,
     test_share: Annotated[float, typer.Option(help="Share held out for test where no test rows are given.")] = 0.0,
-    method: Annotated[str, typer.Option(help="head, lora-qv, lora-all or full.")] = "lora-all",
-    target: Annotated[list[str] | None, typer.Option(help="Layer to adapt, by name; repeat for more.")] = None,
+    method: options.Method = "lora-all",
+    target: options.Target = None,
+    weights: options.Weights = None,
+    size: options.Size = None,
     epochs: options.Epochs = 3,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 32,
@@ -64,6 +66,8 @@ def train(
         dropout=dropout,
         scaling=scaling,  # type: ignore[arg-type]
         targets=tuple(target) if target else None,
+        weights=options.names(weights),
+        sizes=options.sizes(size),
     )
     require_free(out, overwrite=overwrite)
     splits = prepare_data(config, note)

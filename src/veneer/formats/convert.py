@@ -35,6 +35,9 @@ PICKLED_PEFT = "adapter_model.bin"
 PICKLES_BESIDE = {PICKLED_PEFT: TENSOR_FILE, TENSOR_FILES[1]: TENSOR_FILES[0]}
 """A folder's pickle, which is read only where the safetensors file is missing."""
 
+METHOD_FILE = "method.safetensors"
+"""What `veneer train` writes for a method that is not LoRA alone; it is told from adapters, not read here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
@@ -82,6 +85,9 @@ def sniff(path: Path, *, pickles: bool = False) -> str:
     if not path.exists():
         raise AdapterFormatError(f"no adapter folder at {path}, and no file: give the path of an adapter")
     if path.is_dir():
+        if (path / METHOD_FILE).is_file():
+            what = f"holds {METHOD_FILE}, what a method trained that is not LoRA alone"
+            raise AdapterFormatError(f"{path} {what}: no format of adapters has it; use veneer evaluate or predict")
         return "adapter-hub" if _has_adapterhub_settings(path) else "peft"
     names = tensor_names(path, pickles=pickles)
     for found, sign in FILE_SIGNS.items():

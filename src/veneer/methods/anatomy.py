@@ -30,8 +30,6 @@ class Anatomy:
     """Name within a block of the norm that ends it; None where norms come first and a block ends in a plain sum."""
     words: str
     """End of the full name of the word embedding."""
-    positions: str | None
-    """End of the full name of the table of positions; None where positions are rotations."""
     pools_first: bool
     """Whether classifiers read the first token; they read the last real one otherwise."""
 
@@ -50,7 +48,6 @@ _BERT = Anatomy(
     mlp_output="output.dense",
     last_norm="output.LayerNorm",
     words="embeddings.word_embeddings",
-    positions="embeddings.position_embeddings",
     pools_first=True,
 )
 _LLAMA = Anatomy(
@@ -62,7 +59,6 @@ _LLAMA = Anatomy(
     mlp_output="mlp.down_proj",
     last_norm=None,
     words="embed_tokens",
-    positions=None,
     pools_first=False,
 )
 ANATOMIES: Mapping[str, Anatomy] = {
@@ -79,7 +75,6 @@ ANATOMIES: Mapping[str, Anatomy] = {
         mlp_output="mlp.c_proj",
         last_norm=None,
         words="wte",
-        positions="wpe",
         pools_first=False,
     ),
     "llama": _LLAMA,
@@ -90,6 +85,9 @@ ANATOMIES: Mapping[str, Anatomy] = {
     "xlm-roberta": _BERT,
 }
 """Model family to its parts."""
+
+POSITION_TABLES = frozenset({"position_embeddings", "wpe"})
+"""What the embeddings are called that give each position a row of its own, in any family."""
 
 QUERY_VALUE: Mapping[str, tuple[str, str]] = {
     "albert": ("query", "value"),
@@ -154,3 +152,17 @@ def hidden_size(model: nn.Module) -> int:
     """Return d, the width of a transformers model's blocks."""
     config: Any = model.config
     return int(config.hidden_size)
+
+
+def num_positions(model: nn.Module) -> int | None:
+    """Return how many tokens the model's table of positions is for, None where it has none, as with rotations.
+
+    A table with a padding row counts from behind it, as RoBERTa's does.
+    """
+    tables = [
+        module
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in POSITION_TABLES and isinstance(module, nn.Embedding)
+    ]
+    unused = [0 if table.padding_idx is None else table.padding_idx + 1 for table in tables]
+    return min((table.num_embeddings - rows for table, rows in zip(tables, unused, strict=True)), default=None)

@@ -29,7 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from veneer.errors import ConfigError, gathered
 from veneer.lora.layers import AdaptedModule
-from veneer.methods.anatomy import Anatomy, block_names, hidden_size, part_name
+from veneer.methods.anatomy import Anatomy, block_names, hidden_size, num_positions, part_name
 from veneer.methods.sizes import require_counts
 
 
@@ -193,7 +193,7 @@ def insert_tokens(
         config,
         first_id=int(words.num_embeddings),  # type: ignore[arg-type]
         after_first=anatomy.pools_first,
-        max_positions=_num_positions(model, anatomy),
+        max_positions=num_positions(model),
     )
     if insertion.max_positions is not None and num_own >= insertion.max_positions:
         raise ConfigError(f"{num_own} trained tokens leave no room for text in {insertion.max_positions} positions")
@@ -209,14 +209,6 @@ def insert_tokens(
         model.register_forward_pre_hook(insertion.insert, with_kwargs=True),
         model.register_forward_hook(insertion.forget, always_call=True),
     )
-
-
-def _num_positions(model: nn.Module, anatomy: Anatomy) -> int | None:
-    """Return how many positions the model's table has; one with a padding row counts from behind it, as RoBERTa's."""
-    end = anatomy.positions
-    tables = [m for name, m in model.named_modules() if end and name.endswith(end) and isinstance(m, nn.Embedding)]
-    unused = [0 if table.padding_idx is None else table.padding_idx + 1 for table in tables]
-    return min((table.num_embeddings - rows for table, rows in zip(tables, unused, strict=True)), default=None)
 
 
 def _sampled_words(words: nn.Module, number: int, generator: Generator) -> Tensor:

@@ -15,7 +15,7 @@ Table 12; BitFit that of its authors' script (run_glue.py in benzakenelad/BitFit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from torch import Generator, nn
 from torch.utils.hooks import RemovableHandle
@@ -32,7 +32,8 @@ from veneer.methods.trained import RECORD, Attached, named_weights
 
 Part = BottleneckConfig | PrefixConfig | BiasConfig | LastBlocksConfig
 """What a method trains besides low-rank updates and the head, with its sizes."""
-Weight = Literal["query", "key", "value", "output"]
+PROJECTIONS = ("query", "key", "value", "output")
+"""Names of attention's projections in every family; see `low_rank`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +41,18 @@ class Method:
     """One way to fine-tune. Without targets and without a part of its own it trains every weight."""
 
     name: str
+    about: str
+    """What it trains besides the head, as the object of a sentence."""
     learning_rate: float
     """Peak learning rate if the user names none."""
     targets: Callable[[str], Terms] | None = None
     """Model family to the layers that get a low-rank update; None adapts no layer."""
     part: Part | None = None
+
+    @property
+    def trains_every_weight(self) -> bool:
+        """Whether it is full fine-tuning."""
+        return self.targets is None and self.part is None
 
     @property
     def added_tokens(self) -> int:
@@ -67,49 +75,75 @@ class Counts:
         return self.trainable - self.lora - self.head
 
 
+_EMBEDDED = PrefixConfig(prefix_tokens=32, infix_tokens=8, every_block=False)
+_LAYERED = PrefixConfig(prefix_tokens=8, infix_tokens=8, every_block=True)
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method(name="head", learning_rate=2e-2, targets=lambda model_type: ()),
-        Method(name="lora-qv", learning_rate=1e-3, targets=query_value),
-        Method(name="lora-all", learning_rate=5e-4, targets=lambda model_type: ALL_LINEAR),
-        Method(name="full", learning_rate=5e-5),
-    )
-}
-"""What the command offers."""
-
-_EMBEDDED = PrefixConfig(prefix_tokens=32, infix_tokens=8, every_block=False)
-_LAYERED = PrefixConfig(prefix_tokens=8, infix_tokens=8, every_block=True)
-BASELINES: Mapping[str, Method] = {
-    method.name: method
-    for method in (
-        Method(name="bitfit", learning_rate=1e-3, part=BiasConfig()),
-        Method(name="top2", learning_rate=5e-5, part=LastBlocksConfig()),
-        Method(name="houlsby", learning_rate=1e-3, part=BottleneckConfig(variant="houlsby", r=8)),
-        Method(name="pfeiffer", learning_rate=1e-3, part=BottleneckConfig(variant="pfeiffer", r=16)),
-        Method(name="lin", learning_rate=1e-3, part=BottleneckConfig(variant="lin", r=16)),
+        Method(name="head", about="nothing more", learning_rate=2e-2, targets=lambda model_type: ()),
+        Method(name="lora-qv", about="low-rank updates of query and value", learning_rate=1e-3, targets=query_value),
+        Method(
+            name="lora-all",
+            about="low-rank updates of every linear layer",
+            learning_rate=5e-4,
+            targets=lambda model_type: ALL_LINEAR,
+        ),
+        Method(name="full", about="every weight", learning_rate=5e-5),
+        Method(name="bitfit", about="every bias", learning_rate=1e-3, part=BiasConfig()),
+        Method(name="top2", about="the last blocks, whole", learning_rate=5e-5, part=LastBlocksConfig()),
+        Method(
+            name="houlsby",
+            about="two bottlenecks in each block, after attention and after the feed-forward",
+            learning_rate=1e-3,
+            part=BottleneckConfig(variant="houlsby", r=8),
+        ),
+        Method(
+            name="pfeiffer",
+            about="one bottleneck in each block, after the feed-forward",
+            learning_rate=1e-3,
+            part=BottleneckConfig(variant="pfeiffer", r=16),
+        ),
+        Method(
+            name="lin",
+            about="one bottleneck in each block, on its output, with a norm of its own",
+            learning_rate=1e-3,
+            part=BottleneckConfig(variant="lin", r=16),
+        ),
         Method(
             name="adapterdrop",
+            about="one bottleneck in each block but the first ones, after the feed-forward",
             learning_rate=1e-3,
             part=BottleneckConfig(variant="pfeiffer", r=24, dropped_blocks=2),
         ),
-        Method(name="prefix-embed", learning_rate=2.5e-3, part=_EMBEDDED),
-        Method(name="prefix-layer", learning_rate=5e-4, part=_LAYERED),
+        Method(
+            name="prefix-embed",
+            about="the word embeddings of tokens before and after the text",
+            learning_rate=2.5e-3,
+            part=_EMBEDDED,
+        ),
+        Method(
+            name="prefix-layer",
+            about="what tokens before and after the text are at the input of every block",
+            learning_rate=5e-4,
+            part=_LAYERED,
+        ),
         Method(
             name="lora-prefix-embed",
+            about="low-rank updates, and the word embeddings of tokens before and after the text",
             learning_rate=1e-3,
             targets=query_value,
             part=replace(_EMBEDDED, prefix_tokens=8, infix_tokens=4),
         ),
         Method(
             name="lora-prefix-layer",
+            about="low-rank updates, and what prefix-layer trains",
             learning_rate=1e-3,
             targets=query_value,
             part=replace(_LAYERED, infix_tokens=4),
         ),
     )
 }
-"""What the LoRA paper compares LoRA with, and two of its combinations: for code, not offered by the command."""
+"""LoRA and what it is compared with by default, then what the LoRA paper compares it with and two combinations."""
 
 INSERT: Mapping[type, Callable[[nn.Module, Anatomy, Any, Generator], tuple[RemovableHandle, ...]]] = {
     BottleneckConfig: insert_bottlenecks,
@@ -118,11 +152,17 @@ INSERT: Mapping[type, Callable[[nn.Module, Anatomy, Any, Generator], tuple[Remov
 """Settings of a part that adds modules to what puts them in."""
 
 
-def find_method(name: str, among: Mapping[str, Method] = METHODS) -> Method:
+def find_method(name: str) -> Method:
     """Return the method called `name`, or raise an `UnknownNameError` that lists all."""
-    if name not in among:
-        raise unknown_name("method", name, among)
-    return among[name]
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    return METHODS[name]
+
+
+def sizes_of(method: Method) -> dict[str, int]:
+    """Return the sizes of a method's own part by name; a method without such a part has none."""
+    values = {field.name: getattr(method.part, field.name) for field in fields(method.part)} if method.part else {}
+    return {name: value for name, value in values.items() if isinstance(value, int) and not isinstance(value, bool)}
 
 
 def resized(method: Method, sizes: Mapping[str, Any]) -> Method:
@@ -132,29 +172,31 @@ def resized(method: Method, sizes: Mapping[str, Any]) -> Method:
         UnknownNameError: the part has no such size.
         ConfigError: a size is outside what is allowed.
     """
-    known = [field.name for field in fields(method.part)] if method.part else []
+    known = sizes_of(method)
     for name in sizes:
         if name not in known:
             raise unknown_name(f"size of the method {method.name}", name, known)
     return replace(method, part=replace(method.part, **sizes)) if method.part and sizes else method
 
 
-def low_rank(config: LoraConfig, model_type: str, weights: Sequence[Weight]) -> LoraConfig:
-    """Return `config` with updates on these of attention's projections; pass it to `attach` with `own_targets`.
+def low_rank(config: LoraConfig, model_type: str, weights: Sequence[str]) -> LoraConfig:
+    """Return `config` with updates on these of `PROJECTIONS`; pass it to `attach` with `own_targets`.
 
     Where query, key and value are one layer, each that is chosen gets an update of rank r of its own (loralib's
     MergedLinear). Every linear layer is `LoraConfig`'s own default.
 
     Raises:
         ConfigError: the family is not known.
+        UnknownNameError: there is no such projection.
     """
     anatomy = anatomy_of(model_type)
-    names = {"query": anatomy.query, "key": anatomy.key, "value": anatomy.value, "output": anatomy.attention_output}
+    places = (anatomy.query, anatomy.key, anatomy.value, anatomy.attention_output)
+    names = dict(zip(PROJECTIONS, places, strict=True))
     for weight in weights:
         if weight not in names:
             raise unknown_name("projection", weight, names)
     targets = tuple(dict.fromkeys(names[weight] for weight in weights))
-    slices = tuple(weight in weights for weight in ("query", "key", "value"))
+    slices = tuple(weight in weights for weight in PROJECTIONS[:3])
     fused = {anatomy.query: slices} if anatomy.is_fused and any(slices) else {}
     return replace(config, targets=targets, fused=fused)
 
@@ -181,7 +223,7 @@ def attach(
     was_trainable = {name: weight.requires_grad for name, weight in named_weights(model).items()}
     lora = 0
     hooks: tuple[RemovableHandle, ...] = ()
-    if method.targets is None and method.part is None:
+    if method.trains_every_weight:
         model.requires_grad_(True)
     else:
         if method.targets is None or not own_targets:

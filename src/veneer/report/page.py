@@ -129,9 +129,6 @@ def _rows(summaries: Sequence[MethodSummary]) -> list[Row]:
 
 def _row(summary: MethodSummary, colour: str) -> Row:
     left_out = summary.num_collapsed and not summary.all_collapsed
-    parts = ""
-    if is_lora(summary):
-        parts = f"{count(summary.lora_parameters)} LoRA + {count(summary.head_parameters)} head"
     return Row(
         label=summary.label,
         colour=colour,
@@ -140,7 +137,7 @@ def _row(summary: MethodSummary, colour: str) -> Row:
         all_accuracy=score(summary.accuracy_with_collapsed.mean) if left_out else "",
         all_macro_f1=score(summary.macro_f1_with_collapsed.mean) if left_out else "",
         trainable=count(summary.trainable_parameters),
-        parts=parts,
+        parts=_parts(summary),
         share=percent(summary.trainable_share),
         time=duration(summary.train_seconds),
         memory=size(summary.peak_memory_bytes),
@@ -150,6 +147,16 @@ def _row(summary: MethodSummary, colour: str) -> Row:
         runs=summary.num_runs,
         collapsed=_collapsed(summary),
     )
+
+
+def _parts(summary: MethodSummary) -> str:
+    """Return what the trained parameters are made of, where that is more than the head and less than everything."""
+    if not is_lora(summary) and not summary.has_own_part:
+        return ""
+    parts = [f"{count(summary.lora_parameters)} LoRA"] * is_lora(summary)
+    parts.append(f"{count(summary.head_parameters)} head")
+    parts += [f"{count(summary.other_parameters)} of its own"] * summary.has_own_part
+    return " + ".join(parts)
 
 
 def _collapsed(summary: MethodSummary) -> str:
@@ -218,11 +225,11 @@ def _machine(machine: Mapping[str, object]) -> list[tuple[str, str]]:
 
 
 def _usage(summaries: Sequence[MethodSummary]) -> Usage | None:
-    """Return how to use the LoRA run that validation likes best, or None without one that works."""
+    """Return how to use the run of LoRA alone that validation likes best, or None without one that works."""
     runs = [
         (record, summary)
         for summary in summaries
-        if is_lora(summary)
+        if is_lora(summary) and not summary.has_own_part
         for record in summary.records
         if not record.collapsed
     ]

@@ -26,6 +26,8 @@ SETTING_LABELS: Mapping[str, str] = {
     "alpha": "LoRA alpha",
     "scaling": "LoRA scaling",
     "targets": "LoRA targets",
+    "weights": "LoRA on attention's",
+    "sizes": "Sizes of the method",
     "max_tokens": "Longest input, tokens",
     "precision": "Precision",
     "attention": "Attention",

@@ -18,11 +18,23 @@ from veneer.results import RunRecord, Scores
 
 METHOD_LABELS: Mapping[str, str] = {
     "head": "Head only",
-    "lora-qv": "LoRA{rank}, query + value",
-    "lora-all": "LoRA{rank}, all linear",
+    "bitfit": "BitFit",
+    "houlsby": "Houlsby adapters{r}",
+    "pfeiffer": "Pfeiffer adapters{r}",
+    "lin": "Lin adapters{r}",
+    "adapterdrop": "AdapterDrop{r}",
+    "prefix-embed": "Prefix-embedding{tokens}",
+    "prefix-layer": "Prefix-layer{tokens}",
+    "lora-qv": "LoRA{rank}, {layers}",
+    "lora-all": "LoRA{rank}, {layers}",
+    "lora-prefix-embed": "LoRA{rank}, {layers}, prefix-embedding{tokens}",
+    "lora-prefix-layer": "LoRA{rank}, {layers}, prefix-layer{tokens}",
+    "top2": "Last {num_blocks} blocks",
     "full": "Full fine-tuning",
 }
 """Names for the reader, in the order of every table; `{rank}` becomes ` r=8` where the configuration says it."""
+MOST_LAYERS = 4
+"""More names of adapted layers than these are not listed in a label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +70,7 @@ class MethodSummary:
     trainable_parameters: int
     lora_parameters: int
     head_parameters: int
+    other_parameters: int
     total_parameters: int
 
     @property
@@ -79,6 +92,11 @@ class MethodSummary:
     def all_collapsed(self) -> bool:
         """Whether every run collapsed, so that the means say nothing about the method."""
         return self.num_collapsed == self.num_runs
+
+    @property
+    def has_own_part(self) -> bool:
+        """Whether the method trains a part of the model, or added to it, besides low-rank updates and the head."""
+        return self.other_parameters > 0 and self.trainable_parameters < self.total_parameters
 
     @property
     def trainable_share(self) -> float:
@@ -162,6 +180,7 @@ def _summary(records: list[RunRecord], split: str) -> MethodSummary:
         trainable_parameters=first.trainable_parameters,
         lora_parameters=first.lora_parameters,
         head_parameters=first.head_parameters,
+        other_parameters=first.other_parameters,
         total_parameters=first.total_parameters,
     )
 
@@ -177,5 +196,20 @@ def _spread(values: list[float]) -> Spread:
 def _label(record: RunRecord) -> str:
     if record.method not in METHOD_LABELS:
         return plain(record.method)
-    rank = record.config.get("r")
-    return METHOD_LABELS[record.method].format(rank=f" r={rank}" if isinstance(rank, int) else "")
+    rank, sizes = record.config.get("r"), record.config.get("sizes") or {}
+    tokens = [str(sizes[name]) for name in ("prefix_tokens", "infix_tokens") if name in sizes]
+    return METHOD_LABELS[record.method].format(
+        rank=f" r={rank}" if isinstance(rank, int) else "",
+        layers=_layers(record),
+        r=f" r={sizes['r']}" if "r" in sizes else "",
+        tokens=f" {' + '.join(tokens)}" if tokens else "",
+        num_blocks=sizes.get("num_blocks", 2),
+    )
+
+
+def _layers(record: RunRecord) -> str:
+    """Return what low-rank updates are of: what the configuration names, or else the method's own choice."""
+    named = record.config.get("weights") or record.config.get("targets")
+    if isinstance(named, list):
+        return plain(" + ".join(named)) if len(named) <= MOST_LAYERS else f"{len(named)} layers by name"
+    return "all linear" if record.method == "lora-all" else "query + value"

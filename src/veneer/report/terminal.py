@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from veneer.report.formatting import compact_count, count, duration, percent, score, size
-from veneer.report.summary import MethodSummary, Spread
+from veneer.report.summary import MethodSummary, Spread, is_lora
 
 
 def results_table(summaries: Sequence[MethodSummary]) -> Table:
@@ -50,8 +50,9 @@ def markdown_table(summaries: Sequence[MethodSummary]) -> str:
     ]
     lines = [f"| {' | '.join(headings)} |", "|---|" + "---:|" * 8]
     for summary in summaries:
-        parts = f" ({count(summary.lora_parameters)} + {count(summary.head_parameters)})" * bool(
-            summary.lora_parameters
+        own = f" + {count(summary.other_parameters)} of the method's own" * summary.has_own_part
+        parts = f" ({count(summary.lora_parameters)} + {count(summary.head_parameters)}{own})" * (
+            summary.has_own_part or is_lora(summary)
         )
         cells = [
             summary.label,

@@ -95,11 +95,10 @@ def require_startable(folder: Path, *, overwrite: bool, resume: bool) -> None:
 
 def _require_fit(config: RunConfig, watcher: Watcher) -> None:
     """Raise what a run would raise for its model and method, before anything is deleted or trained."""
-    if find_method(config.method).targets is None:
+    if find_method(config.method).trains_every_weight:
         find_model(config.model, watcher.notify)
     else:
-        settings = {"method": config.method, "targets": config.targets, "r": config.r, "alpha": config.alpha}
-        describe_plan(config.model, **settings, notify=watcher.notify)  # type: ignore[arg-type]
+        describe_plan(config.model, config.settings(), notify=watcher.notify)
 
 
 def _finished(folder: Path, config: RunConfig, digest: str) -> RunRecord | None:

@@ -9,8 +9,8 @@ import torch
 
 from veneer.data.sources import DATASETS, DataRequest
 from veneer.errors import ConfigError, gathered
-from veneer.lora.config import LoraConfig
-from veneer.methods.table import find_method
+from veneer.methods.settings import MethodSettings, lines_of
+from veneer.methods.table import find_method, sizes_of
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Attention = Literal["auto", "eager", "sdpa"]
@@ -64,38 +64,32 @@ class RunConfig:
     scaling: Literal["lora", "rslora"] = "lora"
     targets: tuple[str, ...] | None = None
     """Layers to adapt instead of the method's own choice."""
+    weights: tuple[str, ...] = ()
+    """Some of attention's query, key, value and output, to adapt instead of the method's own choice of layers."""
+    sizes: tuple[tuple[str, int], ...] = ()
+    """(name, number) of the method's own part where it has one, such as ("r", 16) of bottlenecks."""
     quick: bool = False
     """Marks a shortened run; changes nothing by itself."""
 
     def __post_init__(self) -> None:
         find_method(self.method)
-        if self.targets is not None:
-            object.__setattr__(self, "targets", tuple(self.targets))
         problems = [
             f"{name} is {getattr(self, name)!r}; it must be {allowed}"
             for name, allowed, is_good in _RULES
             if not is_good(getattr(self, name))
         ]
         try:
-            self.lora()
+            for name, value in vars(self.settings()).items():  # in one form, so that equal settings are equal
+                object.__setattr__(self, name, value)
         except ConfigError as error:
-            lines = [line.removeprefix("  - ") for line in str(error).splitlines()[1:]]
-            problems += [line for line in lines if not line.startswith("seed is ")]  # named above, with a run's limit
-        if self.targets is not None and find_method(self.method).targets is None:
-            problems.append(f"targets are given, but the method {self.method!r} adapts no layers")
+            # The seed is named above, with a run's own limit.
+            problems += [line for line in lines_of(error) if not line.startswith("seed is ")]
         if problems:
             raise ConfigError(gathered("these settings cannot be used:", problems))
 
-    def lora(self) -> LoraConfig:
-        """Return the adapter's settings."""
-        return LoraConfig(
-            r=self.r,
-            alpha=self.alpha,
-            dropout=self.dropout,
-            scaling=self.scaling,
-            seed=self.seed,
-            targets=() if self.targets is None else self.targets,
-        )
+    def settings(self) -> MethodSettings:
+        """Return what attaches the method to a model."""
+        return MethodSettings(**{field.name: getattr(self, field.name) for field in fields(MethodSettings)})
 
     def data_request(self) -> DataRequest:
         """Return which rows to load and how to split them."""
@@ -110,6 +104,7 @@ class RunConfig:
         """Return the same settings with what the method and this machine decide filled in."""
         return replace(
             self,
+            sizes=tuple(sizes_of(self.settings().chosen).items()),
             precision=resolve_precision(self.precision),
             attention=resolve_attention(self.attention),
             learning_rate=self.peak_learning_rate(),
@@ -118,10 +113,10 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         """Return the settings that have a say as plain values; data that brings its own split is not held out."""
         idle = {"validation_share", "test_share"} if self.data in DATASETS else set()
+        idle |= {name for name in ("sizes", "weights") if not getattr(self, name)}
+        plain = {**asdict(self), "sizes": dict(self.sizes)}
         return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-            if key not in idle
+            key: list(value) if isinstance(value, tuple) else value for key, value in plain.items() if key not in idle
         }
 
 

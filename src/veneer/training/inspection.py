@@ -1,5 +1,6 @@
-"""What `veneer inspect` shows: what is in an adapter, alone or beside its base model; or the plan for a model alone."""
+"""What `veneer inspect` shows: what a trained folder holds, alone or beside its base; or the plan for a model alone."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,17 +10,18 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from veneer.data.sources import Notify, find_model
 from veneer.errors import ConfigError
-from veneer.formats.convert import ReadOptions, read_any, sniff
+from veneer.formats.convert import METHOD_FILE, ReadOptions, read_any, sniff
 from veneer.lora.analysis import LayerReport, layer_report
-from veneer.lora.config import LoraConfig
 from veneer.lora.fingerprint import compared, fingerprint
 from veneer.lora.layers import adapted_slots, plain_weights
 from veneer.lora.plan import Plan
 from veneer.lora.state import AdapterState
 from veneer.lora.targets import plan
 from veneer.lora.transfer import load_state
-from veneer.methods.table import find_method
+from veneer.methods.settings import MethodSettings
+from veneer.methods.table import Counts, sizes_of
 from veneer.training.merging import load_base, module_names
+from veneer.training.method_folder import read_method
 from veneer.training.models import existing_head, loading_error
 from veneer.training.saved import CARD_FILE, TaskCard, find_trained, read_card
 
@@ -64,7 +66,7 @@ class AdapterDescription:
             "config": asdict(adapter.config),
             "base_model": adapter.base_model,
             "task_type": adapter.task_type,
-            "task_card": None if self.card is None else asdict(self.card),
+            "task_card": self.card and self.card.to_json(),
             "base": None if self.base is None else asdict(self.base),
             "layers": [self._row(report) for report in self.layers],
             "trained_whole": {name: list(tensor.shape) for name, tensor in adapter.trained.items()},
@@ -137,6 +139,77 @@ class PlanDescription:
         return str(self.plan)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MethodPlan:
+    """What a method that is not LoRA alone would train in a model; prints as sentences."""
+
+    model: str
+    settings: MethodSettings
+    counts: Counts
+
+    def to_json(self) -> dict[str, object]:
+        """Return the settings and the counts as plain values."""
+        return {"model": self.model, **self.settings.to_json(), **self._counts()}
+
+    def __str__(self) -> str:
+        counts, added = self.counts, self.settings.chosen.added_tokens
+        parts = [(counts.lora, "low-rank"), (counts.other, "of its own"), (counts.head, "of the head")]
+        summands = " + ".join(f"{number:,} {name}" for number, name in parts if number)
+        lines = [_sentence(self.settings), *([f"every text grows by {added} tokens"] if added else [])]
+        share = counts.trainable / max(counts.total, 1)
+        total = f"{counts.trainable:,} of {counts.total:,} parameters trainable ({share:.3%})"
+        return "\n".join([*lines, f"{summands} = {total}"])
+
+    def _counts(self) -> dict[str, int]:
+        names = ("lora", "head", "other", "trainable", "total")
+        return {f"{name}_parameters": getattr(self.counts, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodDescription:
+    """What a method that is not LoRA alone has trained; prints as a summary."""
+
+    path: Path
+    card: TaskCard
+    settings: MethodSettings
+    shapes: Mapping[str, tuple[int, ...]]
+    """Name of each trained tensor -> its shape."""
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers are trained, those of the head included."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def to_json(self) -> dict[str, object]:
+        """Return everything but the tensors as plain values."""
+        return {
+            "path": str(self.path),
+            "format": "veneer",
+            "task_card": self.card.to_json(),
+            "trained": {name: list(shape) for name, shape in self.shapes.items()},
+            "trained_parameters": self.num_parameters,
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"method: {self.path} ({METHOD_FILE})",
+            f"base model: {self.card.base_model}",
+            _sentence(self.settings),
+            f"{len(self.shapes)} tensors, {self.num_parameters:,} parameters, the head's included",
+            f"trained for the labels: {', '.join(self.card.labels)}",
+        ]
+        return "\n".join([*lines, *(f"trained: {name} {shape}" for name, shape in self.shapes.items())])
+
+
+Description = AdapterDescription | MethodDescription | PlanDescription | MethodPlan
+
+
+def _sentence(settings: MethodSettings) -> str:
+    """Return what a method trains, with its sizes."""
+    sizes = ", ".join(f"{name}={value}" for name, value in sizes_of(settings.chosen).items())
+    return f"{settings.method}: {settings.chosen.about}" + f" ({sizes})" * bool(sizes)
+
+
 def describe_adapter(
     path: Path,
     *,
@@ -144,7 +217,7 @@ def describe_adapter(
     options: ReadOptions | None = None,
     model: str | None = None,
     notify: Notify | None = None,
-) -> AdapterDescription:
+) -> AdapterDescription | MethodDescription:
     """Return what is in an adapter's folder or file, or in the run folder that holds one.
 
     Args:
@@ -162,6 +235,8 @@ def describe_adapter(
     """
     found = find_trained(path) if path.is_dir() else path
     card = read_card(found) if (found / CARD_FILE).is_file() else None
+    if card is not None and card.settings is not None:
+        return _describe_method(found, card, card.settings, model)
     given = ReadOptions() if options is None else options
     name = file_format or sniff(found, pickles=given.pickles)
     if name == "kohya" and model is not None:
@@ -188,20 +263,27 @@ def describe_adapter(
     )
 
 
+def _describe_method(folder: Path, card: TaskCard, settings: MethodSettings, model: str | None) -> MethodDescription:
+    if model is not None:
+        raise ConfigError(f"--model compares low-rank updates with their base; leave it out for {settings.method!r}")
+    tensors, _ = read_method(folder)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return MethodDescription(path=folder, card=card, settings=settings, shapes=shapes)
+
+
 def describe_plan(
-    model: str, *, method: str, targets: tuple[str, ...] | None, r: int, alpha: float, notify: Notify | None = None
-) -> PlanDescription:
-    """Return what `method`, or a choice of `targets`, would adapt in a model with two classes.
+    model: str, settings: MethodSettings, *, notify: Notify | None = None
+) -> PlanDescription | MethodPlan:
+    """Return what a method would train in a model with two classes.
 
     Only the model's configuration is read; its weights stay on the meta device.
 
     Raises:
-        UnknownNameError, DataError, DownloadError: there is no such model or method, or it cannot be had.
+        UnknownNameError, DataError, DownloadError: there is no such model, or it cannot be had.
         ConfigError, TargetError: the settings do not fit the model.
     """
-    chosen = find_method(method)
-    if chosen.targets is None:
-        raise ConfigError(f"the method {method!r} trains every weight: there is nothing to plan")
+    if settings.chosen.trains_every_weight:
+        raise ConfigError(f"the method {settings.method!r} trains every weight: there is nothing to plan")
     source = find_model(model, notify)
     try:
         config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, num_labels=2)
@@ -209,6 +291,7 @@ def describe_plan(
             network = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     except Exception as error:  # for a broken folder transformers raises many kinds, none of them ours
         raise loading_error(source, error) from None
-    settings = LoraConfig(r=r, alpha=alpha)
-    wanted = targets if targets is not None else chosen.targets(config.model_type)
-    return PlanDescription(model=model, plan=plan(network, replace(settings, targets=wanted), existing_head(network)))
+    family, head = str(config.model_type), existing_head(network)
+    if settings.chosen.part is None:
+        return PlanDescription(model=model, plan=plan(network, settings.updates(family), head))
+    return MethodPlan(model=model, settings=settings, counts=settings.attach(network, model_type=family, head=head))

@@ -28,7 +28,7 @@ from veneer.errors import (
     unknown_name,
 )
 from veneer.formats.adapter import read_adapter
-from veneer.formats.convert import SAFE_ENDING, tensor_names
+from veneer.formats.convert import METHOD_FILE, SAFE_ENDING, tensor_names
 from veneer.formats.peft import CONFIG_FILE
 from veneer.formats.peft_settings import AUTOMATIC_HEADS
 from veneer.lora.inject import merge
@@ -80,6 +80,9 @@ def write_merged(
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     found = find_trained(path)
+    if (found / METHOD_FILE).is_file():
+        advice = "use it by veneer evaluate, veneer predict or veneer.training.saved.load_trained"
+        raise AdapterFormatError(f"{found} is no LoRA alone ({METHOD_FILE}), and nothing else is merged; {advice}")
     if not (found / CONFIG_FILE).is_file():
         raise AdapterFormatError(f"{found} is a complete model already: there is nothing to merge, use it as it is")
     card = read_card(found) if (found / CARD_FILE).is_file() else None

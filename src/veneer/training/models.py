@@ -16,8 +16,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from veneer.data.sources import ModelSource
-from veneer.errors import DataError, DownloadError, gathered
+from veneer.errors import ConfigError, DataError, DownloadError, gathered
 from veneer.lora.targets import HEAD_NAMES
+from veneer.methods.anatomy import num_positions
+
+LEAST_TOKENS = 4
+"""Room that a text must have: a token each at its start and end, and something between."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,18 +108,23 @@ def existing_head(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, _ in model.named_children() if name in HEAD_NAMES)
 
 
-def readable_tokens(model: nn.Module, wanted: int) -> int:
-    """Return `wanted`, or the number of tokens that the model's table of positions ends at, if that is fewer.
+def readable_tokens(model: nn.Module, wanted: int, *, added: int = 0) -> int:
+    """Return `wanted`, or the number of tokens that a text may have where the model's positions end, if that is fewer.
 
-    A table with a padding row counts from behind it, as RoBERTa's does.
+    Args:
+        model: the pretrained model.
+        wanted: how long texts may be otherwise.
+        added: by how many tokens the method lengthens every text.
+
+    Raises:
+        ConfigError: hardly any token of the text would be left.
     """
-    tables = [
-        module
-        for name, module in model.named_modules()
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
-    ]
-    unused = [0 if table.padding_idx is None else table.padding_idx + 1 for table in tables]
-    return min([wanted, *(table.num_embeddings - rows for table, rows in zip(tables, unused, strict=True))])
+    positions = num_positions(model)
+    if positions is None:
+        return wanted
+    if positions - added < min(LEAST_TOKENS, positions):
+        raise ConfigError(f"{added} trained tokens leave no room for text in the model's {positions} positions")
+    return min(wanted, positions - added)
 
 
 def loading_error(

@@ -33,7 +33,7 @@ from veneer.data.metrics import is_collapsed, score
 from veneer.data.sources import ModelSource, Notify, find_model, load_splits
 from veneer.data.splits import Splits, sample
 from veneer.errors import ConfigError
-from veneer.methods.table import Counts, attach, find_method
+from veneer.methods.table import Counts
 from veneer.results import Results, RunRecord, Scores, write_results
 from veneer.training.config import RunConfig
 from veneer.training.encoding import Features, collator, encode, predict_logits
@@ -178,19 +178,15 @@ def _train_and_test(
     notify: Notify | None,
 ) -> RunRecord:
     set_seed(config.seed)
-    method, resolved = find_method(config.method), config.resolved()
+    settings, resolved = config.settings(), config.resolved()
     classifier = load_classifier(source, splits.labels, seed=config.seed, attention=resolved.attention)
-    max_tokens = readable_tokens(classifier.model, config.max_tokens)
+    added = settings.chosen.added_tokens
+    max_tokens = readable_tokens(classifier.model, config.max_tokens, added=added)
     if notify and max_tokens < config.max_tokens:
-        notify(f"texts are cut to {max_tokens} tokens, not {config.max_tokens}: {config.model} reads no more")
-    counts = attach(
-        classifier.model,
-        method,
-        model_type=classifier.model.config.model_type,
-        head=classifier.head,
-        config=config.lora(),
-        own_targets=config.targets is not None,
-    )
+        beside = f" beside {added} trained ones" if added else ""
+        notify(f"texts are cut to {max_tokens} tokens, not {config.max_tokens}: {config.model} reads no more{beside}")
+    family = classifier.model.config.model_type
+    counts = settings.attach(classifier.model, model_type=family, head=classifier.head)
     if not config.base_dropout:
         without_base_dropout(classifier.model)
     narrow_frozen(classifier.model, resolved.precision)
@@ -202,6 +198,7 @@ def _train_and_test(
         max_tokens=max_tokens,
         precision=resolved.precision,
         method=config.method,
+        settings=resolved.settings() if settings.chosen.part else None,
     )
     encoded = {
         name: encode(part, classifier.tokenizer, labels=splits.labels, max_tokens=max_tokens)

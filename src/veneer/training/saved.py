@@ -1,14 +1,16 @@
 """A trained classifier on disk, and back: what `evaluate` and `predict` work with.
 
 An adapter folder is PEFT's two files and a task card, `veneer.json`, which says what the adapter is for: its base
-model, the class names in the order of the outputs, how texts are cut. A fully fine-tuned model is a complete
-transformers folder with the same card.
+model, the class names in the order of the outputs, how texts are cut. A method that is not LoRA alone leaves one file
+instead of PEFT's, see `method_folder.py`, and its card says besides how it is attached. A fully fine-tuned model is a
+complete transformers folder with the same card.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,13 +19,15 @@ from torch import Tensor
 from veneer.data.metrics import score
 from veneer.data.sources import ModelSource, Notify, find_model
 from veneer.data.splits import Examples
-from veneer.errors import AdapterFormatError, ConfigError, DataError, gathered
+from veneer.errors import AdapterFormatError, ConfigError, DataError, UnknownNameError, gathered
 from veneer.files import write_text
 from veneer.formats.adapter import load, save
 from veneer.formats.peft import CONFIG_FILE
+from veneer.methods.settings import MethodSettings
 from veneer.results import Scores
 from veneer.training.config import resolve_attention, resolve_precision
 from veneer.training.encoding import encode, predict_logits
+from veneer.training.method_folder import load_method, write_method
 from veneer.training.models import Classifier, load_classifier
 from veneer.training.recipe import narrow_frozen
 
@@ -49,7 +53,14 @@ class TaskCard:
     precision: str
     """Arithmetic that the reported scores were computed in."""
     method: str
+    settings: MethodSettings | None = None
+    """What attaches the method anew; None for LoRA alone and full fine-tuning, whose files say it themselves."""
     schema: int = CARD_SCHEMA
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the card as plain values."""
+        value = {**asdict(self), "settings": self.settings and self.settings.to_json()}
+        return {key: part for key, part in value.items() if key != "settings" or part is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +109,13 @@ def save_trained(classifier: Classifier, card: TaskCard, folder: Path) -> Path:
         path = folder / MODEL_FOLDER
         classifier.model.save_pretrained(path)
         classifier.tokenizer.save_pretrained(path)
+    elif card.settings is not None:
+        path = folder / ADAPTER_FOLDER
+        write_method(classifier.model, path)
     else:
         path = folder / ADAPTER_FOLDER
         save(classifier.model, path, base_model=card.base_model, task_type="SEQ_CLS")
-    write_text(path / CARD_FILE, json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n")
+    write_text(path / CARD_FILE, json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n")
     return path
 
 
@@ -122,11 +136,14 @@ def load_trained(
     """
     folder = find_trained(path)
     card = read_card(folder)
-    if folder.name == MODEL_FOLDER or not (folder / CONFIG_FILE).is_file():
+    if card.settings is None and (folder.name == MODEL_FOLDER or not (folder / CONFIG_FILE).is_file()):
         source = ModelSource(name=str(folder), location=str(folder), hub_id=str(folder))
         return SavedClassifier(card=card, classifier=_load_whole(source, card.labels))
     classifier = _load_base(find_model(model or card.model, notify), card.labels)
-    load(classifier.model, folder, trainable=True, any_base=any_base)
+    if card.settings is None:
+        load(classifier.model, folder, trainable=True, any_base=any_base)
+    else:
+        load_method(classifier.model, folder, card.settings, head=classifier.head, any_base=any_base)
     narrow_frozen(classifier.model, _precision(card))
     classifier.model.requires_grad_(False)
     if torch.cuda.is_available():
@@ -144,7 +161,7 @@ def read_card(folder: Path) -> TaskCard:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(TaskCard)}
-        if set(value) != known or value["schema"] != CARD_SCHEMA:
+        if set(value) | {"settings"} != known or value["schema"] != CARD_SCHEMA:
             raise ConfigError(f"it must hold {', '.join(sorted(known))} with schema {CARD_SCHEMA}")
         labels = value["labels"]
         is_named = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
@@ -154,11 +171,14 @@ def read_card(folder: Path) -> TaskCard:
             raise ConfigError(f"its max_tokens must be a whole number of at least 1, but is {value['max_tokens']!r}")
         if not isinstance(value["model"], str):
             raise ConfigError(f"its model must be a name, but is {value['model']!r}")
-        return TaskCard(**{**value, "labels": tuple(value["labels"])})
+        settings = MethodSettings(**value["settings"]) if "settings" in value else None
+        if settings is not None and settings.method != value["method"]:
+            raise ConfigError(f"its settings are of {settings.method}, but its method is {value['method']!r}")
+        return TaskCard(**{**value, "labels": tuple(value["labels"]), "settings": settings})
     except FileNotFoundError:
         reason = "it was not trained by `veneer train`; use veneer.load(model, path) in Python"
         raise AdapterFormatError(f"{folder} holds no {CARD_FILE}, so its labels are not known: {reason}") from None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, UnknownNameError) as error:
         raise AdapterFormatError(f"{path} is broken: {error}") from None
 
 

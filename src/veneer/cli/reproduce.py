@@ -1,0 +1,133 @@
+"""`veneer reproduce`: the LoRA paper's tables and figures, run again at a smaller scale."""
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from veneer.cli.console import note, progress_bars, stdout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from veneer.results import RunRecord
+    from veneer.training.config import RunConfig
+    from veneer.training.grid import Grid
+    from veneer.training.run import Progress
+
+_UNITS = {"h": 3600, "m": 60, "s": 1}
+_BUDGET = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
+
+
+class RunLines:
+    """Shows a line for each run that begins or ends: several run at once, so bars would get in each other's way."""
+
+    def run_started(self, config: "RunConfig", number: int, num_runs: int) -> None:
+        """Show which run begins."""
+        note(f"[{number}/{num_runs}] {config.data}, {config.method}, seed {config.seed} ...")
+
+    def run_progressed(self, progress: "Progress") -> None:
+        """Show nothing."""
+
+    def run_ended(self, record: "RunRecord") -> None:
+        """Show what the run reached."""
+        from veneer.training.run import summary_line
+
+        note(f"{record.data}, {summary_line(record)}")
+
+    def notify(self, line: str) -> None:
+        """Show a line of a run."""
+        note(line)
+
+
+def reproduce(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="table2, ranks, data, subspaces, latency, counts, or all.")
+    ],
+    render_only: Annotated[
+        bool, typer.Option("--render-only", help="Run and measure nothing; write what the records at hand give.")
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="Begin nothing after this time: 2h, 90m, 1h30m. Without it everything is done.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at once; they share the processors.")] = 1,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure on a tiny scale, labelled as such; runs are not touched.")
+    ] = False,
+    runs: Annotated[Path, typer.Option(help="Folder of the run records.")] = Path("results/runs"),
+    out: Annotated[Path, typer.Option(help="Folder for index.html, Markdown, CSV and measurements.")] = Path(
+        "results/paper"
+    ),
+) -> None:
+    """Run what is missing for the paper's tables and figures, and write them with the paper's numbers beside ours."""
+    from veneer.paper.measurements import read_measurement
+    from veneer.paper.table_of_contents import EXHIBITS, find_exhibits
+    from veneer.report.paper_files import write_paper
+    from veneer.report.paper_terminal import sheet_on_terminal
+    from veneer.training.grid import Grid
+
+    chosen = find_exhibits(name)
+    seconds = None if budget is None else parse_seconds(budget)
+    grid = Grid(folder=runs)
+    if not render_only:
+        started = time.monotonic()
+
+        def left() -> float | None:
+            return None if seconds is None else max(0.0, seconds - (time.monotonic() - started))
+
+        _fill(grid, [config for exhibit in chosen for config in exhibit.runs()], workers, left())
+        _measure([exhibit.name for exhibit in chosen], out, quick, left)
+    sheets = [exhibit.sheet(grid, read_measurement(out, exhibit.name)) for exhibit in EXHIBITS.values()]
+    page = write_paper(sheets, out)
+    for sheet in sheets:
+        if sheet.exhibit in {exhibit.name for exhibit in chosen}:
+            for part in sheet_on_terminal(sheet):
+                stdout.print(part)
+            stdout.print()
+    stdout.print(f"page: {page}", markup=False, soft_wrap=True)
+
+
+def parse_seconds(text: str) -> float:
+    """Return the seconds of a time such as 2h, 90m or 1h30m."""
+    from veneer.errors import ConfigError
+
+    found = _BUDGET.fullmatch(text.strip().lower())
+    if found is None or not any(found.groupdict().values()):
+        raise ConfigError(f"--budget is {text!r}; give hours, minutes or seconds, such as 2h, 90m or 1h30m")
+    return sum(float(number) * _UNITS[unit] for unit, number in found.groupdict().items() if number)
+
+
+def _fill(grid: "Grid", configs: "list[RunConfig]", workers: int, seconds: float | None) -> None:
+    """Do the missing runs, one seed of everything first."""
+    from veneer.paper.protocol import by_seed
+
+    ordered = by_seed(configs)
+    missing = len(grid.missing(ordered))
+    if not missing:
+        return
+    note(f"{missing} of {len(ordered)} runs are missing")
+    if workers > 1:
+        for _ in grid.fill(ordered, RunLines(), workers=workers, seconds=seconds):
+            pass
+        return
+    with progress_bars() as bars:
+        for _ in grid.fill(ordered, bars, seconds=seconds):
+            pass
+
+
+def _measure(names: list[str], out: Path, quick: bool, left: "Callable[[], float | None]") -> None:
+    """Make the measurements that are missing, or only quick ones where more is wanted, while time is left."""
+    from veneer.paper.measurements import read_measurement, write_measurement
+    from veneer.paper.table_of_contents import EXHIBITS
+
+    for name in names:
+        measure, earlier = EXHIBITS[name].measure, read_measurement(out, name)
+        if measure is None or (earlier is not None and (quick or not earlier.get("quick"))):
+            continue
+        if left() == 0:
+            note(f"{name} is not measured: the budget is spent")
+            continue
+        note(f"measuring {name} ...")
+        write_measurement(out, name, measure(RunLines(), quick))

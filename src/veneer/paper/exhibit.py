@@ -1,0 +1,207 @@
+"""What a table or a figure of the paper becomes here: values only, so that any output can be made of them.
+
+An `Exhibit` knows what the paper shows, which runs or measurements it needs, and how they become a `Sheet`: tables
+with the paper's numbers beside ours, figures as data, a verdict for each claim, and what was scaled down. A sheet never
+waits for anything: what is not there yet is named in `missing`.
+
+"The paper" is Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, version 2.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from veneer.training.compare import Watcher
+from veneer.training.config import RunConfig
+from veneer.training.grid import Grid
+
+Outcome = Literal["held", "not held", "not tested at this scale"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """A measured value with what is known of its spread."""
+
+    value: float
+    sd: float | None = None
+    """Sample standard deviation over runs."""
+    low: float | None = None
+    """Lower end of the interval that the table names: 95 % confidence, or quartiles."""
+    high: float | None = None
+    num_runs: int | None = None
+    digits: int = 3
+    """Decimals that it is shown with."""
+    signed: bool = False
+    """Whether it is a difference, shown with its sign."""
+    note: str = ""
+    """What must be known to read it, such as a run that collapsed."""
+
+
+Cell = str | int | Number | None
+"""One entry of a table: None is what is not there yet, or what the paper does not have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows under headings."""
+
+    name: str
+    """Name of its file, without the ending."""
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+    """How to read it."""
+
+    def __post_init__(self) -> None:
+        assert all(len(row) == len(self.columns) for row in self.rows), f"{self.name}: a row is too short or too long"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One heat map of several: `values[i][j]` belongs to i + 1 on the vertical axis, j + 1 on the horizontal one."""
+
+    title: str
+    values: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMaps:
+    """Heat maps on one scale of shades."""
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    panels: tuple[Panel, ...]
+    low: float = 0.0
+    high: float = 1.0
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """A named line, or a named cloud of points, of (x, y)."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """Lines, named where they end."""
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    log_x: bool = False
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scatter:
+    """Points, each with a name; a series of several points is several runs of one thing."""
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    log_x: bool = False
+    caption: str = ""
+
+
+Figure = HeatMaps | Curves | Scatter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What became of one claim of the paper."""
+
+    claim: str
+    source: str
+    """Where the paper says it: section, table or figure."""
+    outcome: Outcome
+    because: str
+    """The numbers that decide, in a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """An exhibit as it stands: what the records and measurements at hand make of it."""
+
+    exhibit: str
+    title: str
+    shows: str
+    """What the paper shows, and where."""
+    tables: tuple[Table, ...]
+    figures: tuple[Figure, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    scaled_down: tuple[str, ...] = ()
+    """What differs from the paper's experiment, and why."""
+    missing: tuple[str, ...] = ()
+    """The runs and measurements that are not there yet, by name."""
+
+    @property
+    def counts(self) -> Mapping[Outcome, int]:
+        """How many claims held, did not hold and were not tested."""
+        outcomes: tuple[Outcome, ...] = ("held", "not held", "not tested at this scale")
+        return {outcome: sum(verdict.outcome == outcome for verdict in self.verdicts) for outcome in outcomes}
+
+
+Measurement = Mapping[str, Any]
+"""What an exhibit measured itself, as plain JSON values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What an exhibit makes of its records and measurements; the rest of its sheet is known beforehand."""
+
+    tables: tuple[Table, ...]
+    figures: tuple[Figure, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+
+
+def _no_runs() -> list[RunConfig]:
+    return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhibit:
+    """One or more tables or figures of the paper that share their runs."""
+
+    name: str
+    """What the command calls it."""
+    title: str
+    shows: str
+    """What the paper shows, and where."""
+    contents: Callable[[Grid, Measurement | None], Contents]
+    """Records and the exhibit's own measurement, None where it was not made yet, to what they make."""
+    scaled_down: tuple[str, ...] = ()
+    runs: Callable[[], list[RunConfig]] = _no_runs
+    """The runs it needs."""
+    measure: Callable[[Watcher, bool], Measurement] | None = None
+    """Measures anew, told whether to be quick; None where records, or nothing, are enough."""
+
+    def sheet(self, grid: Grid, measurement: Measurement | None = None) -> Sheet:
+        """Return what the records in `grid` and the measurement make of the exhibit."""
+        contents = self.contents(grid, measurement)
+        unmeasured = self.measure is not None and measurement is None
+        return Sheet(
+            exhibit=self.name,
+            title=self.title,
+            shows=self.shows,
+            tables=contents.tables,
+            figures=contents.figures,
+            verdicts=contents.verdicts,
+            scaled_down=self.scaled_down + _shortened(measurement),
+            missing=tuple(grid.place(config).name for config in grid.missing(self.runs()))
+            + (("the measurement itself",) if unmeasured else ()),
+        )
+
+
+def _shortened(measurement: Measurement | None) -> tuple[str, ...]:
+    quick = measurement is not None and measurement.get("quick")
+    return ("QUICK measurement: it shows that everything works, and its figures mean nothing.",) if quick else ()

@@ -1,0 +1,22 @@
+"""Every exhibit, in the order in which the page shows them."""
+
+from collections.abc import Mapping
+
+from veneer.errors import unknown_name
+from veneer.paper import counts, data, latency, ranks, subspaces, table2
+from veneer.paper.exhibit import Exhibit
+
+EXHIBITS: Mapping[str, Exhibit] = {
+    exhibit.name: exhibit
+    for exhibit in (table2.EXHIBIT, ranks.EXHIBIT, data.EXHIBIT, subspaces.EXHIBIT, latency.EXHIBIT, counts.EXHIBIT)
+}
+ALL = "all"
+
+
+def find_exhibits(name: str) -> list[Exhibit]:
+    """Return the exhibit called `name`, or every one for "all"; an unknown name is an error that lists the known."""
+    if name == ALL:
+        return list(EXHIBITS.values())
+    if name not in EXHIBITS:
+        raise unknown_name("exhibit", name, [*EXHIBITS, ALL])
+    return [EXHIBITS[name]]

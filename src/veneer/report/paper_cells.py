@@ -1,0 +1,36 @@
+"""How a cell of an exhibit's table is written: one home, so that terminal, Markdown and page never disagree."""
+
+from veneer.paper.exhibit import Cell, Number
+from veneer.report.formatting import UNKNOWN, count, plain
+
+
+def cell_text(cell: Cell) -> str:
+    """Return a cell on one line: 0.954 ± 0.011, +0.010 [-0.002, +0.021], 294,912, and a dash for what is not there."""
+    if cell is None:
+        return UNKNOWN
+    if isinstance(cell, Number):
+        return _number(cell)
+    return count(cell) if isinstance(cell, int) else plain(cell)
+
+
+def cell_note(cell: Cell) -> str:
+    """Return what stands beside the cell, or nothing: over how many runs it is, and what happened in them."""
+    if not isinstance(cell, Number):
+        return ""
+    runs = f"n = {cell.num_runs}" if cell.num_runs is not None else ""
+    return ", ".join(part for part in (runs, plain(cell.note)) if part)
+
+
+def is_numeric(cells: list[Cell]) -> bool:
+    """Return whether a column of these cells is one of numbers."""
+    return all(cell is None or isinstance(cell, int | Number) for cell in cells)
+
+
+def _number(number: Number) -> str:
+    sign = "+" if number.signed else ""
+    shown = f"{number.value:{sign}.{number.digits}f}"
+    if number.sd is not None:
+        shown += f" ± {number.sd:.{number.digits}f}"
+    if number.low is not None and number.high is not None:
+        shown += f" [{number.low:{sign}.{number.digits}f}, {number.high:{sign}.{number.digits}f}]"
+    return shown

@@ -1,0 +1,30 @@
+"""The files of a results folder: one page for all exhibits, Markdown for each, CSV for each table.
+
+<folder>/index.html          every exhibit, the claims first
+<folder>/<exhibit>.md        one exhibit without its figures
+<folder>/tables/<table>.csv  one table, numbers unrounded
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from veneer.files import write_text
+from veneer.paper.exhibit import Sheet
+from veneer.report.paper_csv import table_as_csv
+from veneer.report.paper_markdown import sheet_as_markdown
+from veneer.report.paper_page import render_paper
+
+PAGE_FILE = "index.html"
+TABLES_FOLDER = "tables"
+
+
+def write_paper(sheets: Sequence[Sheet], folder: Path) -> Path:
+    """Write all sheets below `folder`, each file whole, and return the page's path; other files there stay."""
+    (folder / TABLES_FOLDER).mkdir(parents=True, exist_ok=True)
+    for sheet in sheets:
+        write_text(folder / f"{sheet.exhibit}.md", sheet_as_markdown(sheet))
+        for table in sheet.tables:
+            write_text(folder / TABLES_FOLDER / f"{table.name}.csv", table_as_csv(table))
+    page = folder / PAGE_FILE
+    write_text(page, render_paper(sheets))
+    return page

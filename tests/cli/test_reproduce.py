@@ -1,0 +1,106 @@
+"""`veneer reproduce`: fills what is missing, once; renders what is there; measures where it is asked to."""
+
+import json
+
+import pytest
+
+from tests.cli.tiny import veneer, worked
+from veneer.cli.reproduce import parse_seconds
+from veneer.errors import ConfigError
+from veneer.paper import table_of_contents
+from veneer.paper.exhibit import Contents, Exhibit, Table
+from veneer.paper.tabulation import found, mean
+from veneer.training.config import RunConfig
+
+
+@pytest.fixture
+def exhibits(monkeypatch, tiny, tables):
+    """One exhibit of two tiny runs, and one that measures; returns how often it did."""
+    data = str(tables / "train.csv")
+    runs = [
+        RunConfig(
+            model=str(tiny), data=data, text="text", label="label", method="head", seed=seed, epochs=1, max_tokens=24,
+            precision="float32", attention="eager",
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+    measured: list[bool] = []
+
+    def measure(watcher, quick):
+        measured.append(quick)
+        return {"quick": quick}
+
+    def contents(grid, measurement):
+        row = (mean(found(grid, runs)), "measured" if measurement else "not measured")
+        return Contents(tables=(Table(name="t", title="T", columns=("Accuracy", "Measured"), rows=(row,)),))
+
+    small = Exhibit(name="small", title="Small", shows="Nothing.", contents=contents, runs=lambda: list(runs))
+    timed = Exhibit(name="timed", title="Timed", shows="Nothing.", contents=contents, measure=measure)
+    monkeypatch.setattr(table_of_contents, "EXHIBITS", {"small": small, "timed": timed})
+    return measured
+
+
+def test_the_help_names_every_exhibit():
+    shown = worked("reproduce", "--help").out
+    assert all(name in shown for name in [*table_of_contents.EXHIBITS, table_of_contents.ALL])
+
+
+def test_rendering_alone_runs_nothing_and_names_what_is_missing(scratch, exhibits):
+    ended = worked("reproduce", "small", "--render-only")
+    assert "Missing, 2: train-head-seed0-" in ended.out
+    assert not (scratch / "results/runs").exists()
+    page = (scratch / "results/paper/index.html").read_text()
+    assert "Small" in page
+    assert "Timed" in page  # the page holds every exhibit, whichever was asked for
+
+
+def test_missing_runs_are_done_once(scratch, exhibits):
+    ended = worked("reproduce", "small")
+    records = sorted((scratch / "results/runs").rglob("results.json"))
+    assert len(records) == 2
+    assert "Missing" not in ended.out
+    assert "n = 2" in ended.out
+    before = [record.stat().st_mtime_ns for record in records]
+    assert "missing" not in worked("reproduce", "small", "--workers", 2).err
+    assert [record.stat().st_mtime_ns for record in records] == before
+
+
+def test_no_run_begins_after_the_budget(scratch, exhibits):
+    ended = worked("reproduce", "all", "--budget", "0s")
+    assert "Missing, 2" in ended.out
+    assert exhibits == []
+    assert "the budget is spent" in ended.err
+
+
+def test_two_runs_at_once_are_told_line_by_line(scratch, exhibits):
+    ended = worked("reproduce", "small", "--workers", 2)
+    assert "[1/2]" in ended.err
+    assert "[2/2]" in ended.err
+    assert len(list((scratch / "results/runs").rglob("results.json"))) == 2
+
+
+def test_a_quick_measurement_gives_way_to_a_whole_one_and_never_the_other_way(scratch, exhibits):
+    for arguments in (("--quick",), ("--quick",), (), (), ("--quick",)):
+        worked("reproduce", "timed", *arguments)
+    assert exhibits == [True, False]
+    assert json.loads((scratch / "results/paper/measurements/timed.json").read_text())["quick"] is False
+
+
+def test_an_unknown_exhibit_lists_the_known(scratch, exhibits):
+    ended = veneer("reproduce", "smal")
+    assert ended.code == 2
+    assert "'small'" in ended.err
+    assert "all" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("0.5h", 1800), (" 2H ", 7200)]
+)
+def test_a_time_is_read_as_it_is_written(text, seconds):
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "2", "h", "2 hours", "-1h", "2h2h"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(ConfigError, match="such as 2h"):
+        parse_seconds(text)

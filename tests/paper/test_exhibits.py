@@ -1,0 +1,168 @@
+"""Every exhibit renders from nothing, names what is missing, and turns with its records."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.report.records import record, results
+from veneer.errors import ConfigError, UnknownNameError
+from veneer.paper import data, ranks, table2
+from veneer.paper.measurements import place, read_measurement, write_measurement
+from veneer.paper.protocol import by_seed
+from veneer.paper.table_of_contents import EXHIBITS, find_exhibits
+from veneer.results import write_results
+from veneer.training.config import RunConfig
+from veneer.training.grid import Grid
+
+
+def keep(grid: Grid, configs: Sequence[RunConfig], accuracy: Callable[[RunConfig], float]) -> None:
+    """Put a made-up record where the grid looks for each run."""
+    for config in configs:
+        folder = grid.place(config)
+        folder.mkdir(parents=True)
+        made = record(config.method, accuracy(config), config.seed, data=config.data)
+        write_results(folder, results(made))
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    return Grid(folder=tmp_path / "runs")
+
+
+@pytest.mark.parametrize("exhibit", EXHIBITS.values(), ids=EXHIBITS)
+def test_without_a_record_every_run_is_named_and_no_experiment_is_judged(exhibit, grid):
+    sheet = exhibit.sheet(grid)
+    expected = [grid.place(config).name for config in exhibit.runs()]
+    assert list(sheet.missing) == expected + ["the measurement itself"] * (exhibit.measure is not None)
+    assert sheet.tables
+    assert sheet.verdicts
+    if sheet.missing:
+        assert {verdict.outcome for verdict in sheet.verdicts} == {"not tested at this scale"}
+
+
+@pytest.mark.parametrize("exhibit", EXHIBITS.values(), ids=EXHIBITS)
+def test_the_runs_are_distinct_and_one_seed_comes_first(exhibit, grid):
+    runs = exhibit.runs()
+    assert runs == by_seed(runs)
+    assert [config.seed for config in runs] == sorted(config.seed for config in runs)
+    assert len({grid.place(config) for config in runs}) == len(runs)
+
+
+@pytest.mark.parametrize("exhibit", EXHIBITS.values(), ids=EXHIBITS)
+def test_no_run_depends_on_the_machine(exhibit):
+    for config in exhibit.runs():
+        assert "auto" not in (config.precision, config.attention)
+
+
+def accuracies(lora: float, full: float, others: float) -> Callable[[RunConfig], float]:
+    """An accuracy for each method, moved a little by the seed."""
+    of = {"lora-qv": lora, "full": full}
+    return lambda config: of.get(config.method, others) + 0.0002 * config.seed * (1 + (config.method == "full"))
+
+
+def test_the_main_verdict_turns_with_the_numbers(tmp_path):
+    outcomes = {}
+    for name, lora in (("good", 0.85), ("bad", 0.75)):
+        grid = Grid(folder=tmp_path / name)
+        keep(grid, table2.runs(), accuracies(lora, 0.85, 0.80))
+        sheet = table2.EXHIBIT.sheet(grid)
+        assert sheet.missing == ()
+        outcomes[name] = [verdict.outcome for verdict in sheet.verdicts]
+    untestable = ["not tested at this scale"] * 2
+    assert outcomes == {"good": ["held"] * 5 + untestable, "bad": ["not held"] * 5 + untestable}
+
+
+def test_our_row_stands_beside_the_papers(grid):
+    keep(grid, table2.runs(), accuracies(0.85, 0.84, 0.80))
+    sheet = table2.EXHIBIT.sheet(grid)
+    by_name = {table.name: table for table in sheet.tables}
+    row = next(row for row in by_name["table2-rotten-tomatoes"].rows if row[0] == "LoRA, query + value")
+    assert row[1] == 73_728  # without the head
+    assert row[-4:] == ("RoBERTa base, LoRA", "0.3M", "95.1 ± .2", "87.2")
+    assert len(by_name["table2-paper"].rows) == 14
+    assert {figure.name for figure in sheet.figures} == {"table2-trec", "table2-rotten-tomatoes"}
+
+
+def test_half_a_grid_gives_half_a_table_and_names_the_rest(grid):
+    first_seed = [config for config in table2.runs() if config.seed == 0]
+    keep(grid, first_seed, accuracies(0.85, 0.84, 0.80))
+    sheet = table2.EXHIBIT.sheet(grid)
+    assert len(sheet.missing) == len(table2.runs()) - len(first_seed)
+    assert not any("seed0" in name for name in sheet.missing)
+    assert all(verdict.outcome == "not tested at this scale" for verdict in sheet.verdicts)
+
+
+def test_the_ranks_verdicts_turn_with_the_numbers(tmp_path):
+    def paper_like(config: RunConfig) -> float:
+        alone = len(config.weights) == 1  # none are named where they are the method's own, query and value
+        return (
+            0.80
+            + 0.05 * (not alone)
+            + (0.02 * (config.r > 1) if alone else 0)
+            + 0.0002 * config.seed * (1 + (config.r > 1))
+        )
+
+    outcomes = {}
+    for name, accuracy in (("paper", paper_like), ("opposite", lambda config: 1.5 - paper_like(config))):
+        grid = Grid(folder=tmp_path / name)
+        keep(grid, ranks.runs(), accuracy)
+        outcomes[name] = [verdict.outcome for verdict in ranks.EXHIBIT.sheet(grid).verdicts]
+    assert outcomes["paper"] == ["held"] * 4
+    assert [outcome for place, outcome in enumerate(outcomes["opposite"]) if place != 2] == ["not held"] * 3
+
+
+def test_one_budget_is_spent_in_every_row_of_table_5():
+    assert {len(choice.weights) * choice.r for choice in ranks.TABLE_5} == {8}
+
+
+def test_an_unknown_exhibit_lists_the_known():
+    with pytest.raises(UnknownNameError, match=r"table2.*all"):
+        find_exhibits("table22")
+    assert find_exhibits("all") == list(EXHIBITS.values())
+
+
+def test_a_measurement_comes_back_as_it_was_written(tmp_path):
+    assert read_measurement(tmp_path, "latency") is None
+    value = {"quick": True, "layers": [{"a": [0.5, 1.0]}]}
+    write_measurement(tmp_path, "latency", value)
+    assert read_measurement(tmp_path, "latency") == value
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": 99}'])
+def test_what_is_no_measurement_is_refused_by_name(tmp_path, text):
+    file = place(tmp_path, "latency")
+    file.parent.mkdir()
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="latency"):
+        read_measurement(tmp_path, "latency")
+
+
+def test_the_verdicts_on_few_rows_turn_with_the_numbers(tmp_path):
+    of = {"lora-qv": 0.85, "full": 0.80, "prefix-embed": 0.70, "prefix-layer": 0.72}
+    noise = {"lora-qv": 1, "full": 2, "prefix-embed": 3, "prefix-layer": 4}
+    outcomes = {}
+    for name, sign in (("paper", 1), ("opposite", -1)):
+        grid = Grid(folder=tmp_path / name)
+        keep(
+            grid,
+            data.runs(),
+            lambda run, sign=sign: 0.5 + sign * (of[run.method] - 0.5) + 3e-4 * run.seed * noise[run.method],
+        )
+        outcomes[name] = [verdict.outcome for verdict in data.EXHIBIT.sheet(grid).verdicts]
+    assert outcomes["paper"] == ["held"] * 4 + ["not tested at this scale"]
+    assert outcomes["opposite"] == ["not held"] * 4 + ["not tested at this scale"]
+
+
+def test_the_runs_on_all_rows_are_those_of_table_2():
+    shared = set(data.runs()) & set(table2.runs())
+    assert {(config.method, config.seed) for config in shared} == {
+        (method, seed) for method in ("full", "lora-qv") for seed in data.SEEDS
+    }
+
+
+def test_rank_8_on_query_and_value_is_run_once_for_both_tables():
+    shared = set(ranks.runs()) & set(table2.runs())
+    assert {(config.method, config.r, config.seed) for config in shared} == {
+        ("lora-qv", 8, seed) for seed in ranks.SEEDS
+    }

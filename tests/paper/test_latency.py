@@ -1,0 +1,82 @@
+"""What is timed is what the paper timed, trials are interleaved, and the verdicts turn with the times."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from veneer.paper import latency
+from veneer.paper.architectures import counted
+from veneer.paper.formulas import shown_as
+from veneer.paper.latency_measurement import (
+    PLAIN,
+    QUICK_SETTINGS,
+    SETTINGS,
+    interleaved,
+    methods,
+    model_with,
+)
+from veneer.training.grid import Grid
+
+
+def test_the_settings_are_the_papers_and_the_adapters_as_large_as_it_prints():
+    assert {(setting.batch, setting.tokens) for setting in SETTINGS} == set(latency.PAPER)
+    for setting in SETTINGS:
+        for name in ("lin", "houlsby"):
+            attachment = methods(setting)[name]
+            assert attachment is not None
+            assert shown_as(counted("GPT-2 medium", attachment), setting.adapters)
+
+
+def test_every_model_starts_as_the_plain_one_and_is_timed_as_often():
+    setting = QUICK_SETTINGS[0]
+    models = {name: model_with(setting, attachment, quick=True) for name, attachment in methods(setting).items()}
+    ids = torch.arange(12).view(1, 12)
+    with torch.inference_mode():
+        outputs = {name: model(ids).last_hidden_state for name, model in models.items()}
+    for output in outputs.values():
+        torch.testing.assert_close(output, outputs[PLAIN])
+    sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    assert all(size > sizes[PLAIN] for name, size in sizes.items() if name != PLAIN)
+    times = interleaved(models, setting, 3)
+    assert {name: len(of) for name, of in times.items()} == dict.fromkeys(models, 3)
+    assert all(ms > 0 for of in times.values() for ms in of)
+
+
+def test_a_slow_down_is_the_median_of_each_trials_own_ratio():
+    times = {PLAIN: [10.0, 100.0, 10.0], "lin": [11.0, 110.0, 30.0]}  # the machine was busy in the second trial
+    assert latency.slow_down(times, "lin") == pytest.approx(0.1)
+
+
+def measured(lin: float, houlsby: float, growth: float) -> dict[str, Any]:
+    """Times of three trials in the paper's settings; `growth` multiplies the slow-down at the smallest batch."""
+    settings = []
+    for setting in SETTINGS:
+        extra = growth if setting.batch == 1 else 1.0
+        plain = [10.0, 11.0, 12.0]
+        times = {
+            name: [ms * (1 + share * extra) for ms in plain]
+            for name, share in ((PLAIN, 0.0), ("lora", 0.02), ("lin", lin), ("houlsby", houlsby))
+        }
+        settings.append({"batch": setting.batch, "tokens": setting.tokens, "ms": times})
+    return {"quick": False, "settings": settings}
+
+
+@pytest.mark.parametrize(
+    ("lin", "houlsby", "growth", "outcomes"),
+    [
+        (0.02, 0.03, 10, ["held", "held", "held"]),
+        (-0.02, 0.03, 10, ["not held", "not held", "held"]),
+        (0.04, 0.03, 10, ["held", "held", "not held"]),
+        (0.02, 0.03, 0.5, ["held", "not held", "held"]),
+    ],
+)
+def test_the_verdicts_turn_with_the_times(tmp_path, lin, houlsby, growth, outcomes):
+    sheet = latency.EXHIBIT.sheet(Grid(folder=tmp_path), measured(lin, houlsby, growth))
+    assert [verdict.outcome for verdict in sheet.verdicts] == outcomes
+    assert len(sheet.tables) == 3
+
+
+def test_a_quick_measurement_decides_nothing(tmp_path):
+    sheet = latency.EXHIBIT.sheet(Grid(folder=tmp_path), {**measured(0.02, 0.03, 10), "quick": True})
+    assert {verdict.outcome for verdict in sheet.verdicts} == {"not tested at this scale"}

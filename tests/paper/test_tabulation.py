@@ -1,0 +1,104 @@
+"""Collapsed runs enter no mean, differences are paired, and a verdict is what the interval says."""
+
+import pytest
+
+from tests.report.records import collapsed, record
+from veneer.paper.exhibit import Number
+from veneer.paper.tabulation import best_on_dev, difference, judge, mean, median_on_dev
+
+
+def test_a_collapsed_run_is_left_out_of_the_mean_and_told_with_it():
+    runs = [record("full", 0.8, 0), record("full", 0.9, 1), collapsed("full", 2)]
+    number = mean(runs)
+    assert number is not None
+    assert (number.value, number.num_runs) == (pytest.approx(0.85), 2)
+    assert number.sd == pytest.approx(0.1 / 2**0.5)
+    assert number.note == "1 of 3 collapsed; 0.733 with them"
+
+
+def test_where_every_run_collapsed_the_mean_says_so():
+    number = mean([collapsed("full", 0), collapsed("full", 1)])
+    assert number is not None
+    assert (number.value, number.note) == (0.5, "all collapsed")
+
+
+def test_nothing_comes_of_no_run():
+    assert mean([]) is None
+    assert median_on_dev([]) is None
+    assert difference([], []) is None
+
+
+def test_one_run_has_no_spread_and_one_pair_no_interval():
+    one, other = [record("full", 0.8, 0)], [record("head", 0.7, 0)]
+    number, gap = mean(one), difference(one, other)
+    assert number is not None
+    assert number.sd is None
+    assert gap is not None
+    assert gap.low is None
+    assert gap.value == pytest.approx(0.1)
+
+
+def test_the_papers_statistic_is_the_best_epoch_and_the_median():
+    runs = [record("full", accuracy, seed) for seed, accuracy in enumerate((0.7, 0.8, 0.99))]
+    assert best_on_dev(runs[0]) == max(point["accuracy"] for point in runs[0].validation_curve)
+    number = median_on_dev(runs)
+    assert number is not None
+    assert number.value == best_on_dev(runs[1])
+
+
+def test_only_seeds_that_both_have_are_compared():
+    first = [record("lora-qv", accuracy, seed) for seed, accuracy in ((0, 0.80), (1, 0.82), (5, 0.1))]
+    second = [record("full", accuracy, seed) for seed, accuracy in ((0, 0.70), (1, 0.74), (7, 0.9))]
+    gap = difference(first, second)
+    assert gap is not None
+    assert (gap.value, gap.num_runs) == (pytest.approx(0.09), 2)
+    assert gap.low is not None
+    assert gap.high is not None
+    # Student's 97.5 % quantile with one degree of freedom is 12.706; the standard error of 0.10 and 0.08 is 0.01
+    assert (gap.high - gap.low) / 2 == pytest.approx(12.706 * 0.01, rel=1e-3)
+
+
+def test_a_pair_with_a_collapsed_run_is_left_out_and_told():
+    first = [record("lora-qv", 0.8, seed) for seed in range(3)]
+    second = [record("full", 0.7, 0), record("full", 0.7, 1), collapsed("full", 2)]
+    gap = difference(first, second)
+    assert gap is not None
+    assert gap.num_runs == 2
+    assert gap.note == "1 pair with a collapsed run left out"
+
+
+def gap(value: float, half: float | None) -> Number:
+    low, high = (None, None) if half is None else (value - half, value + half)
+    return Number(value=value, low=low, high=high, num_runs=3)
+
+
+def test_two_pairs_decide_nothing_however_alike_they_are():
+    equal = Number(value=0.02, low=0.02, high=0.02, num_runs=2)
+    verdict = judge(claim="c", source="s", differences={"task": equal})
+    assert verdict.outcome == "not tested at this scale"
+    assert "too few" in verdict.because
+
+
+@pytest.mark.parametrize(
+    ("differences", "margin", "outcome"),
+    [
+        ([gap(0.02, 0.01)], None, "held"),
+        ([gap(-0.02, 0.01)], None, "not held"),
+        ([gap(0.005, 0.01)], None, "not tested at this scale"),
+        ([gap(-0.005, 0.002)], None, "not held"),
+        ([gap(-0.005, 0.002)], 0.01, "held"),  # worse, but by less than the margin
+        ([gap(-0.02, 0.005)], 0.01, "not held"),
+        ([gap(0.0, 0.02)], 0.01, "not tested at this scale"),
+        ([gap(0.02, None)], None, "not tested at this scale"),  # one pair tells nothing
+        ([None], None, "not tested at this scale"),
+        ([], None, "not tested at this scale"),
+        ([gap(0.02, 0.01), None], None, "not tested at this scale"),
+        ([gap(0.02, 0.01), gap(0.02, 0.01)], None, "held"),
+        ([gap(0.02, 0.01), gap(-0.02, 0.01)], None, "not held"),
+    ],
+)
+def test_a_claim_is_decided_by_where_its_intervals_lie(differences, margin, outcome):
+    tasks = {f"task {number}": one for number, one in enumerate(differences)}
+    verdict = judge(claim="c", source="s", differences=tasks, margin=margin)
+    assert verdict.outcome == outcome
+    assert all(task in verdict.because for task in tasks)
