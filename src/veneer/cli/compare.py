@@ -40,7 +40,7 @@ def compare(
     alpha: options.Alpha = 16.0,
     dropout: options.Dropout = 0.0,
     precision: options.Precision = "auto",
-    base_dropout: options.BaseDropout = True,
+    base_dropout: options.BaseDropout = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A smaller version, about a minute, labelled as such.")
     ] = False,

@@ -32,7 +32,7 @@ Alpha = Annotated[float, typer.Option("--alpha", help="Scaling is alpha / r.")]
 Dropout = Annotated[float, typer.Option("--dropout", help="Dropout before A.")]
 BaseDropout = Annotated[
     bool,
-    typer.Option("--base-dropout/--no-base-dropout", help="Dropout in the pretrained layers; off is faster on a CPU."),
+    typer.Option("--base-dropout/--no-base-dropout", help="Dropout in the pretrained layers; slower on a CPU."),
 ]
 Precision = Annotated[str, typer.Option("--precision", help="auto, float32 or bfloat16.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results at the output path.")]

@@ -34,7 +34,7 @@ def train(
     dropout: options.Dropout = 0.0,
     scaling: Annotated[str, typer.Option(help="lora (alpha / r) or rslora (alpha / sqrt r).")] = "lora",
     precision: options.Precision = "auto",
-    base_dropout: options.BaseDropout = True,
+    base_dropout: options.BaseDropout = False,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Fine-tune on labelled text; leaves the adapter in OUT/adapter/ and the figures in OUT/results.json."""

@@ -15,7 +15,7 @@ SETTINGS: Mapping[str, Any] = {
     "model": MODEL,
     "precision": "bfloat16",
     "attention": "eager",
-    "base_dropout": True,
+    "base_dropout": False,
     "epochs": 3,
     "batch_size": 32,
     "max_tokens": 128,

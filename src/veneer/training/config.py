@@ -56,7 +56,7 @@ class RunConfig:
     """Arithmetic of forward and backward; "auto" is bfloat16 autocast where the hardware has it."""
     attention: Attention = "auto"
     """"auto" is eager on a CPU, where it is faster for short texts, and sdpa elsewhere."""
-    base_dropout: bool = True
+    base_dropout: bool = False
     """Whether the pretrained layers drop elements as they did in pretraining."""
     r: int = 8
     alpha: float = 16.0

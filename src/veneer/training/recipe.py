@@ -2,8 +2,9 @@
 
 - Frozen linear layers are kept in bfloat16 where the run computes in bfloat16: autocast would cast their weights each
   time, so nothing is computed differently. Whatever is trained stays in float32.
-- The pretrained layers' dropout is on, as in pretraining. `base_dropout=False` switches it off, which saves a fifth of
-  a step on a CPU; it is no default before its accuracy has been measured.
+- The pretrained layers' dropout is off: drawing random numbers costs a quarter of a step on a CPU, and over five
+  seeds and two tasks neither LoRA nor full fine-tuning was more accurate with it (benchmarks/results/recipe.md).
+  `base_dropout=True` leaves it as it was in pretraining. A head's own dropout stays.
 
 docs/performance.md has the measurements.
 """
