@@ -1,7 +1,7 @@
 """`python -m benchmarks.recipe`: what the recipe's shortcuts cost in accuracy, over five seeds and two tasks.
 
 The runs are those of `RECIPES`, alike in all but the named settings, and are kept under results/runs; those that are
-there are not done again. The table goes to benchmarks/results/recipe.md.
+there are not done again. The table goes to results/recipe.md.
 """
 
 import sys
@@ -21,6 +21,7 @@ from veneer.training.run import Progress, summary_line
 
 ROOT = Path(__file__).parents[1]
 GRID = Grid(folder=ROOT / "results" / "runs")
+TABLE = ROOT / "results" / "recipe.md"
 TASKS = ("trec", "rotten-tomatoes")
 METHODS = ("lora-all", "full")
 SEEDS = range(5)
@@ -105,7 +106,7 @@ def main(
     except VeneerError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
-    write_text(Path(__file__).parent / "results" / "recipe.md", table())
+    write_text(TABLE, table())
     print(table())
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import recipe
 from benchmarks.harness import (
     Bar,
     Comparison,
@@ -176,6 +177,10 @@ def test_the_check_of_committed_files_can_fail(tmp_path):
 
 def test_committed_results_are_whole():
     assert problems(RESULTS) == []
+
+
+def test_the_table_of_the_recipe_is_made_from_the_committed_records():
+    assert recipe.TABLE.read_text() == recipe.table()
 
 
 def problems(folder):
