@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
+from veneer.cli.reproduce import RunLines
 from veneer.errors import VeneerError
 from veneer.files import write_text
 from veneer.paper.tabulation import difference, found, mean
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
-from veneer.training.run import Progress, summary_line
 
 ROOT = Path(__file__).parents[1]
 GRID = Grid(folder=ROOT / "results" / "runs")
@@ -67,25 +67,6 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-class Lines:
-    """Shows a line for each run that ends."""
-
-    def run_started(self, config: RunConfig, number: int, num_runs: int) -> None:
-        """Show which run begins."""
-        print(f"[{number}/{num_runs}] {config.data} {config.method} seed {config.seed}", file=sys.stderr, flush=True)
-
-    def run_progressed(self, progress: Progress) -> None:
-        """Show nothing: a run takes a minute or two."""
-
-    def run_ended(self, record: RunRecord) -> None:
-        """Show what the run reached."""
-        print(f"{record.data}: {summary_line(record)}", file=sys.stderr, flush=True)
-
-    def notify(self, line: str) -> None:
-        """Show a line of the run."""
-        print(line, file=sys.stderr, flush=True)
-
-
 def main(
     *,
     workers: Annotated[int, typer.Option(help="Runs at once; they share the processors.", min=1)] = 1,
@@ -101,7 +82,7 @@ def main(
         for recipe in recipes
     ]
     try:
-        for _ in GRID.fill(configs, Lines(), workers=workers, seconds=None if minutes is None else 60 * minutes):
+        for _ in GRID.fill(configs, RunLines(), workers=workers, seconds=None if minutes is None else 60 * minutes):
             pass
     except VeneerError as error:
         print(error, file=sys.stderr)

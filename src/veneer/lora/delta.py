@@ -109,3 +109,8 @@ def dora_weight(
 ) -> Float[Tensor, "*stack out in"]:
     """Return m (W0 + s B A) / |W0 + s B A|, in the dtype of A and B."""
     return add_delta(weight, A, B, scaling) * row_stretch(weight, A, B, scaling, magnitude).unsqueeze(-1)
+
+
+def trained_dtype(weight: Tensor) -> torch.dtype:
+    """Return the dtype of what is trained beside a weight: float32 whatever the weight is, float64 where it is that."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32

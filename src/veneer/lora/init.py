@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from veneer.errors import ConfigError, DataError, gathered, unknown_name
+from veneer.lora.delta import trained_dtype
 
 ORTHOGONAL_SHRINK = 10.0
 """PEFT divides A and B of the orthogonal start by this."""
@@ -82,7 +83,7 @@ def starting_at_zero(
         *stack, out_features, in_features = weight.shape
         if weight.is_meta:  # no values to draw
             sizes = ((*stack, r, in_features), (*stack, out_features, r))
-            return Start(*(torch.empty(size, dtype=_dtype(weight), device="meta") for size in sizes))
+            return Start(*(torch.empty(size, dtype=trained_dtype(weight), device="meta") for size in sizes))
         A = _placed(draw(r, in_features, generator, tuple(stack)), weight)
         return Start(A, A.new_zeros(*stack, out_features, r))
 
@@ -300,9 +301,4 @@ def _owned(part: Tensor) -> Tensor:
 
 
 def _placed(tensor: Tensor, weight: Tensor) -> Tensor:
-    return tensor.to(weight.device, _dtype(weight))
-
-
-def _dtype(weight: Tensor) -> torch.dtype:
-    """Return what A and B are kept in: float32, or float64 where the weight is."""
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return tensor.to(weight.device, trained_dtype(weight))

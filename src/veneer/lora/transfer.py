@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from veneer.errors import AdapterMismatchError, AdapterStateError, TargetError, gathered
 from veneer.lora.build import Values, build, located
 from veneer.lora.conflicts import UNTIE
+from veneer.lora.delta import trained_dtype
 from veneer.lora.fingerprint import differs, fingerprint
 from veneer.lora.inject import adapted_root, exchange, install, own_tensors, trained_names
 from veneer.lora.kinds import EMBEDDING, OpaqueKind
@@ -135,7 +136,7 @@ def _values(model: nn.Module, target: Target, update: LowRank) -> Values:
     base, kind = located(model, target)
     weight = next(base.parameters(), torch.empty(0)) if isinstance(kind, OpaqueKind) else kind.matrix(base)
     device = torch.device("cpu") if weight.is_meta else weight.device
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    dtype = trained_dtype(weight)
     A, B = update.matrices
     packed = B if target.slices is None else gathered_blocks(B, target.slices)
     A, packed = (part.to(device, dtype, copy=True) for part in (A, packed))

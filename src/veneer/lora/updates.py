@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from veneer.lora.delta import add_delta, dora_weight, row_stretch
+from veneer.lora.delta import add_delta, dora_weight, row_stretch, trained_dtype
 from veneer.lora.kernels import adapted_linear
 from veneer.lora.kinds import EmbeddingKind, Kind
 
@@ -56,7 +56,7 @@ class Update(nn.Module, ABC):
         return self.scaling * self.strength, self.strength
 
     def _place_constants(self, like: Tensor) -> None:
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        dtype = trained_dtype(like)
         self.factor, self.share = (torch.tensor(v, device=like.device, dtype=dtype) for v in self._values())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -31,6 +31,7 @@ from torch.nn.utils import skip_init
 from torch.utils.hooks import RemovableHandle
 
 from veneer.errors import ConfigError, unknown_name
+from veneer.lora.delta import trained_dtype
 from veneer.lora.layers import AdaptedModule
 from veneer.methods.anatomy import Anatomy, block_names, hidden_size
 from veneer.methods.sizes import require_counts
@@ -75,7 +76,7 @@ class Bottleneck(nn.Module):
         self, width: int, r: int, *, activation: nn.Module, has_norm: bool, like: Tensor, generator: Generator
     ) -> None:
         super().__init__()
-        place = {"device": like.device, "dtype": torch.float64 if like.dtype == torch.float64 else torch.float32}
+        place = {"device": like.device, "dtype": trained_dtype(like)}
         self.norm = nn.LayerNorm(width, **place) if has_norm else nn.Identity()  # type: ignore[arg-type]
         self.down = skip_init(nn.Linear, width, r, **place)  # type: ignore[no-untyped-call]
         self.activation = activation

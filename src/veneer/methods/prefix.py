@@ -28,6 +28,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from veneer.errors import ConfigError, gathered
+from veneer.lora.delta import trained_dtype
 from veneer.lora.layers import AdaptedModule
 from veneer.methods.anatomy import Anatomy, block_names, hidden_size, num_positions, part_name
 from veneer.methods.sizes import require_counts
@@ -241,4 +242,4 @@ def _block_inputs(model: nn.Module, blocks: Sequence[nn.Module], ids: Tensor) ->
 
 def _start(rows: Tensor, weight: Tensor) -> Tensor:
     """Return a copy of `rows` in the dtype that beside `weight` is trained in."""
-    return rows.detach().to(torch.float64 if weight.dtype == torch.float64 else torch.float32, copy=True)
+    return rows.detach().to(trained_dtype(weight), copy=True)

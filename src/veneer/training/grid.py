@@ -21,6 +21,7 @@ import torch
 from veneer.results import RESULTS_FILE, RunRecord, read_results
 from veneer.training.compare import Watcher, run_in_process
 from veneer.training.config import RunConfig
+from veneer.training.output import new_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +82,6 @@ class Grid:
         place = self.place(config)
         with tempfile.TemporaryDirectory() as temporary:
             record = run_in_process(config, Path(temporary) / "run", watcher, threads=threads)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".partial-") as partial:
-                kept = Path(partial) / place.name
-                kept.mkdir()
-                shutil.copy(Path(temporary) / "run" / RESULTS_FILE, kept)
-                kept.replace(place)
+            with new_folder(place) as partial:
+                shutil.copy(Path(temporary) / "run" / RESULTS_FILE, partial)
         return record
