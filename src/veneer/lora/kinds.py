@@ -49,14 +49,19 @@ class Kind(ABC):
         matrix = self.matrix(module)
         return matrix.shape[-1], matrix.shape[-2]
 
+    def weight_of(self, module: nn.Module) -> Tensor:
+        """Return the weight as the module stores it."""
+        weight: Tensor = getattr(module, self.weight_name)
+        return weight
+
     def matrix(self, module: nn.Module) -> Float[Tensor, "*stack out in"]:
         """Return the weight seen as (out, in)."""
-        weight = module.get_parameter(self.weight_name)
+        weight = self.weight_of(module)
         return weight.transpose(-1, -2) if self.is_transposed(module) else weight
 
     def shaped(self, matrix: Float[Tensor, "*stack out in"], module: nn.Module) -> Tensor:
         """Return a matrix (out, in) in the shape and dtype of the module's weight: the way back."""
-        weight = module.get_parameter(self.weight_name)
+        weight = self.weight_of(module)
         stored = matrix.transpose(-1, -2).contiguous() if self.is_transposed(module) else matrix
         return stored.reshape(weight.shape).to(weight.dtype)
 
@@ -183,7 +188,7 @@ class ConvKind(Kind):
 
     def matrix(self, module: nn.Module) -> Float[Tensor, "out in"]:
         """Return the kernel, flattened but for its first dimension."""
-        return module.get_parameter("weight").flatten(1)
+        return self.weight_of(module).flatten(1)
 
     def add(
         self,
@@ -206,7 +211,7 @@ class ConvKind(Kind):
 
     def per_channel(self, vector: Float[Tensor, " out"], module: nn.Module) -> Tensor:
         """Return the vector with a dimension of 1 for each of the kernel's."""
-        return vector.view(-1, *[1] * (module.get_parameter("weight").ndim - 2))
+        return vector.view(-1, *[1] * (self.weight_of(module).ndim - 2))
 
 
 @dataclass(frozen=True)
@@ -218,7 +223,7 @@ class ParameterKind(Kind):
 
     def is_transposed(self, module: nn.Module) -> bool:
         """Return whether the module says that it stores its experts as (in, out)."""
-        return module.get_parameter(self.weight_name).ndim == 3 and bool(getattr(module, "is_transposed", False))
+        return self.weight_of(module).ndim == 3 and bool(getattr(module, "is_transposed", False))
 
     def add(
         self,
@@ -267,10 +272,10 @@ def kind_of(module: nn.Module) -> Kind | None:
     return LINEAR if _is_plain_linear(module) else OPAQUE
 
 
-def obstacle(module: nn.Module) -> str | None:
-    """Return why a module cannot be adapted, or None where it can."""
-    kind = kind_of(module)
-    if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+def obstacle(module: nn.Module, kind: Kind | None) -> str | None:
+    """Return why a module of this kind cannot be adapted, or None where it can."""
+    own_parameters = [parameter for parameter in module._parameters.values() if parameter is not None]
+    if any(map(is_lazy, own_parameters)):
         return f"is a {type(module).__name__} whose sizes are not known yet; run the model once first"
     if kind is None:
         advice = f", and its own {', '.join(own)} by `parameters`" if (own := own_matrices(module)) else ""
@@ -279,7 +284,7 @@ def obstacle(module: nn.Module) -> str | None:
         return f"is a {type(module).__name__} with a forward pass of its own; its update is not defined"
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
         return "is an Embedding with max_norm or sparse gradients, which change its weight by themselves"
-    if any(parameter.is_inference() for parameter in module.parameters(recurse=False)):
+    if any(parameter.is_inference() for parameter in own_parameters):
         return "was made in inference mode, where nothing can be trained; make it outside"
     if kind is not OPAQUE and not _is_float_parameter(module):
         return f"is a {type(module).__name__} without a floating-point weight of its own"
@@ -292,12 +297,13 @@ def own_matrices(module: nn.Module) -> list[str]:
 
 
 def _is_plain_linear(module: nn.Module) -> bool:
+    weight = module._parameters.get("weight")
     return (
         isinstance(module, nn.Linear)
         and type(module).forward is nn.Linear.forward
         and _is_float_parameter(module)
-        and type(module.weight) is nn.Parameter
-        and module.weight.shape == (module.out_features, module.in_features)
+        and type(weight) is nn.Parameter
+        and weight.shape == (module.out_features, module.in_features)
     )
 
 

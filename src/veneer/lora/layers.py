@@ -28,8 +28,7 @@ class Slot:
     @property
     def weight(self) -> Tensor:
         """The base's own weight."""
-        weight: Tensor = getattr(self.base, self.kind.weight_name)
-        return weight
+        return self.kind.weight_of(self.base)
 
     def merged_weight(self) -> Tensor:
         """Return the adapted weight in the shape and dtype of the base's, rounded once."""
@@ -65,7 +64,8 @@ class AdaptedLayer(AdaptedModule):
         self.base = base
         self.update = update
         self.kind = kind
-        self.train(base.training)
+        self.training = base.training
+        update.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map an input of the base to an output of the base's shape."""
@@ -107,7 +107,8 @@ class AdaptedParameters(AdaptedModule):
         super().__init__()
         self.base = base
         self.updates = nn.ModuleDict(updates)
-        self.train(base.training)
+        self.training = base.training
+        self.updates.train(base.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the base's own signature
         """Map what the base maps."""

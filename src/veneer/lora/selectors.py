@@ -41,10 +41,10 @@ class Selector:
         """Return the term that selects `name`, the longest where several do, or None."""
         if self._regex is not None:
             return self.terms[0] if self._regex.fullmatch(name) else None
-        if not self._names:
-            return None
-        found = (end for end in name_ends(name) if end in self._names)
-        return next((end for end in found if end == name or end not in self._whole), None)
+        for end in name_ends(name) if self._names else ():
+            if end in self._names and (end == name or end not in self._whole):
+                return end
+        return None
 
     def idle(self, names: Iterable[str]) -> list[str]:
         """Return the terms that match none of `names`."""

@@ -161,8 +161,9 @@ def _pattern(values: Mapping[str, Number], default: Number) -> dict[str, Number]
 
     PEFT matches an entry at the end of a name too, so a name that is the end of another one is tied to its start.
     """
-    ends = {end for name in values for end in list(name_ends(name))[1:]}
-    return {f"{'^' * (name in ends)}{re.escape(name)}": value for name, value in values.items() if value != default}
+    others = {name: value for name, value in values.items() if value != default}
+    ends = {end for name in values for end in list(name_ends(name))[1:]} if others else ()
+    return {f"{'^' * (name in ends)}{re.escape(name)}": value for name, value in others.items()}
 
 
 def _alpha(config: LoraConfig, factor: float, rank: int) -> float:

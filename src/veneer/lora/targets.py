@@ -72,7 +72,7 @@ def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = (), *
         trained_modules=tuple(n for n in survey.trained if not Inside(set(survey.trained) - {n})(n)),
         trained_biases=tuple(biases),
         trained_parameters=sum(counts.values()) + row_count,
-        base_parameters=sum(p.numel() for p in model.parameters()),
+        base_parameters=sum(p.numel() for p in survey.owners),
     )
 
 
@@ -102,11 +102,11 @@ class _Survey:
         self.is_excluded = Inside(name for name in self.names if excluded(name))
         get_output = getattr(model, "get_output_embeddings", None)  # transformers' own name for the output layer
         self.output = get_output() if callable(get_output) else None
-        self.owners: dict[int, list[str]] = {}
+        self.owners: dict[nn.Parameter, list[str]] = {}
         for name, module in self.modules.items():
             for parameter in module._parameters.values():
                 if parameter is not None:
-                    self.owners.setdefault(id(parameter), []).append(name)
+                    self.owners.setdefault(parameter, []).append(name)
         self.problems += self._half_trained()
 
     def choose(self) -> list[str]:
@@ -176,7 +176,7 @@ class _Survey:
             if not selector(name) or self.is_excluded(module) or not self._in_layers(name):
                 continue
             kind = ParameterKind(leaf)
-            shared = [owner for owner in self.owners[id(parameter)] if owner != module]
+            shared = [owner for owner in self.owners[parameter] if owner != module]
             reason = (
                 ("is the model's own; put the model into another module" if not module else None)
                 or (f"is shared with {shared[0]!r}" if shared else None)
@@ -204,7 +204,7 @@ class _Survey:
                 self.problems.append(f"token_rows {term!r} {what}{nearest(term, self.names) if not hits else ''}")
                 continue
             tokens, _ = EMBEDDING.sizes(self.modules[hits[0]])
-            reason = obstacle(self.modules[hits[0]])
+            reason = obstacle(self.modules[hits[0]], EMBEDDING)
             if reason or hits[0] in chosen or self.is_trained(hits[0]):
                 self.problems.append(f"token_rows {term!r}: {hits[0]!r} {reason or 'is adapted or trained as well'}")
             if max(ids) >= tokens:
@@ -303,12 +303,12 @@ class _Survey:
     def _obstacle(self, name: str) -> str | None:
         module = self.modules[name]
         kind = self.kinds[name]
-        return obstacle(module) or (conflict(module, kind, self.config) if kind else None)
+        return obstacle(module, kind) or (conflict(module, kind, self.config) if kind else None)
 
     def _sharing(self, name: str) -> list[str]:
         """Return the other modules whose weight is this one's."""
         weight = self.modules[name]._parameters.get("weight")
-        return [] if weight is None else [other for other in self.owners[id(weight)] if other != name]
+        return [] if weight is None else [other for other in self.owners[weight] if other != name]
 
     def _tie_obstacle(self, name: str, layer: str) -> str | None:
         """Return why the update of `layer` cannot be that of `name` too, which has the same weight."""
