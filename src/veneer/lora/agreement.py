@@ -8,6 +8,7 @@ from torch import Tensor
 
 from veneer.errors import AdapterMismatchError, ConfigError, gathered, require_type
 from veneer.lora.fingerprint import compared
+from veneer.lora.finite import is_finite
 from veneer.lora.selectors import Inside
 from veneer.lora.state import AdapterState, LowRank, require_states
 
@@ -74,7 +75,7 @@ def update_problems(owner: str, state: AdapterState) -> list[str]:
     advice = "which is no low-rank delta; merge it into its model and use `extracted` on the weights"
     found = [f"{n}: {owner} has a DoRA update, {advice}" for n, u in state.updates.items() if u.magnitude is not None]
     tensors = [(f"{n}.{part}", tensor) for n, u in state.updates.items() for part, tensor in u.tensors().items()]
-    return found + [f"{name}: {owner} holds NaN or infinity" for name, t in tensors if not t.double().isfinite().all()]
+    return found + [f"{name}: {owner} holds NaN or infinity" for name, t in tensors if not is_finite(t)]
 
 
 def _layout(update: LowRank) -> tuple[str, int, tuple[int, ...], tuple[int, ...]]:

@@ -23,12 +23,37 @@ class Values(NamedTuple):
     magnitude: Tensor | None
 
 
-def drawn_values(model: nn.Module, the_plan: Plan, batches: Iterable[object] | None = None) -> dict[str, Values]:
+class Place(NamedTuple):
+    """The module that holds a target's weight, and its kind."""
+
+    base: nn.Module
+    kind: Kind
+
+
+def located(model: nn.Module, the_plan: Plan) -> dict[str, Place]:
+    """Return the place of each target of a plan by its name, in the model that the plan was made for."""
+    modules = dict(model.named_modules())
+    places = {}
+    for target in the_plan.targets:
+        if target.kind == "parameter":
+            module_name, _, parameter = target.name.rpartition(".")
+            places[target.name] = Place(modules[module_name], ParameterKind(parameter))
+            continue
+        kind = kind_of(modules[target.name])
+        assert kind is not None
+        places[target.name] = Place(modules[target.name], kind)
+    return places
+
+
+def drawn_values(
+    model: nn.Module, the_plan: Plan, places: Mapping[str, Place], batches: Iterable[object] | None = None
+) -> dict[str, Values]:
     """Return the start of every update of a plan that is not another layer's.
 
     Args:
         model: what the plan was made for.
         the_plan: its config says how to start.
+        places: of the plan's targets, see `located`.
         batches: inputs of the model, for `init="eva"`.
 
     Raises:
@@ -41,12 +66,11 @@ def drawn_values(model: nn.Module, the_plan: Plan, batches: Iterable[object] | N
     directions: dict[str, Tensor] = {}
     if batches is not None:
         ranks = {target.name: target.r for target in own}
-        directions = input_directions(model, {name: model.get_submodule(name) for name in ranks}, batches, r=ranks)
+        directions = input_directions(model, {name: places[name].base for name in ranks}, batches, r=ranks)
     generator = torch.Generator().manual_seed(config.seed)
     drawn = {}
     for target in own:
-        base, kind = located(model, target)
-        weight = _readable(target, base, kind)
+        weight = _readable(target, *places[target.name])
         A, B = _start(target, weight, config, generator)
         if target.name in directions:
             A = directions[target.name].to(A).repeat(sum(target.slices or (True,)), 1)
@@ -56,13 +80,19 @@ def drawn_values(model: nn.Module, the_plan: Plan, batches: Iterable[object] | N
 
 
 def build(
-    model: nn.Module, the_plan: Plan, values: Mapping[str, Values], *, subtract_start: bool
+    model: nn.Module,
+    the_plan: Plan,
+    places: Mapping[str, Place],
+    values: Mapping[str, Values],
+    *,
+    subtract_start: bool,
 ) -> dict[str, AdaptedLayer | AdaptedParameters]:
     """Return the adapted module for each name in the model; the model is not changed.
 
     Args:
         model: what the plan was made for.
         the_plan: what to build.
+        places: of the plan's targets, see `located`.
         values: what each update begins with, by the name of its target.
         subtract_start: whether the updates keep their start and compute with B A - B0 A0.
     """
@@ -70,7 +100,7 @@ def build(
     layers: dict[str, AdaptedLayer] = {}
     parameters: dict[str, dict[str, LowRankUpdate]] = {}
     for target in the_plan.targets:
-        base, kind = located(model, target)
+        base, kind = places[target.name]
         if target.tied_to is not None:
             layers[target.name] = AdaptedLayer(base, _twin(layers[target.tied_to], kind), kind)
             continue
@@ -81,17 +111,6 @@ def build(
             layers[target.name] = AdaptedLayer(base, update, kind)
     modules = {name: AdaptedParameters(model.get_submodule(name), updates) for name, updates in parameters.items()}
     return layers | modules | _rows(model, config)
-
-
-def located(model: nn.Module, target: Target) -> tuple[nn.Module, Kind]:
-    """Return the module that holds a target's weight, and its kind."""
-    if target.kind == "parameter":
-        module_name, _, parameter = target.name.rpartition(".")
-        return model.get_submodule(module_name), ParameterKind(parameter)
-    base = model.get_submodule(target.name)
-    kind = kind_of(base)
-    assert kind is not None
-    return base, kind
 
 
 def _start(target: Target, weight: Tensor, config: LoraConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -117,9 +136,15 @@ def _readable(target: Target, base: nn.Module, kind: Kind) -> Tensor:
 def _new_update(target: Target, values: Values, config: LoraConfig, *, subtract_start: bool) -> LowRankUpdate:
     A, B, magnitude = values
     scaling, dropout, slices = target.scaling, config.dropout, target.slices
+    update: LowRankUpdate
     if magnitude is None:
-        return LoraUpdate(A, B, scaling=scaling, dropout=dropout, slices=slices, subtract_start=subtract_start)
-    return DoraUpdate(A, B, magnitude, scaling=scaling, dropout=dropout, slices=slices, subtract_start=subtract_start)
+        update = LoraUpdate(A, B, scaling=scaling, dropout=dropout, slices=slices, subtract_start=subtract_start)
+    else:
+        update = DoraUpdate(
+            A, B, magnitude, scaling=scaling, dropout=dropout, slices=slices, subtract_start=subtract_start
+        )
+    update.A.requires_grad_(config.train_A)
+    return update
 
 
 def _twin(source: AdaptedLayer, kind: Kind) -> Update:

@@ -7,8 +7,9 @@ itself, so two fingerprints are compared in the layers and dtypes that both have
 be put together.
 """
 
+import ctypes
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -36,12 +37,8 @@ def fingerprint(weights: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
     """
     found: dict[str, dict[str, str]] = {}
     for name, weight in sorted(weights.items()):
-        if weight.dtype not in NARROWER or type(weight.data) is not Tensor or weight.is_meta:
-            continue
-        sample, shape = _spread(weight.detach()).cpu(), repr(tuple(weight.shape)).encode()
-        for narrow in NARROWER[weight.dtype]:
-            digest = hashlib.sha256(shape + _bytes(sample.to(narrow))).hexdigest()[:DIGEST_SIZE]
-            found.setdefault(str(narrow).removeprefix("torch."), {})[name] = digest
+        for dtype, digest in _digests(weight):
+            found.setdefault(dtype, {})[name] = digest
     return found
 
 
@@ -57,9 +54,22 @@ def compared(given: Fingerprint, present: Fingerprint) -> dict[str, bool]:
     }
 
 
-def differs(given: Fingerprint, present: Fingerprint) -> bool:
-    """Return whether two fingerprints are known to be of different bases: a layer that both know is not the same."""
-    return not all(compared(given, present).values())
+def differs(given: Fingerprint, weights: Mapping[str, Tensor]) -> bool:
+    """Return whether a fingerprint is known to be of another base than these weights: `compared` finds a difference.
+
+    Nothing is digested that is not compared: of the same base each weight in one dtype.
+    """
+    return any(_is_other(given, name, weight) for name, weight in weights.items())
+
+
+def _is_other(given: Fingerprint, name: str, weight: Tensor) -> bool:
+    is_known = False
+    for dtype, digest in _digests(weight):
+        known = given.get(dtype, {}).get(name)
+        if known == digest:
+            return False
+        is_known = is_known or known is not None
+    return is_known
 
 
 def united(fingerprints: Iterable[Fingerprint]) -> dict[str, dict[str, str]]:
@@ -98,13 +108,23 @@ def from_note(note: Mapping[str, object]) -> dict[str, dict[str, str]]:
     return known
 
 
+def _digests(weight: Tensor) -> Iterator[tuple[str, str]]:
+    """Yield each dtype that a weight is known in, the widest first, and its digest there."""
+    if weight.dtype not in NARROWER or type(weight.data) is not Tensor or weight.is_meta:
+        return
+    sample, shape = _spread(weight.detach()).cpu(), repr(tuple(weight.shape)).encode()
+    for narrow in NARROWER[weight.dtype]:
+        digest = hashlib.sha256(shape + _bytes(sample.to(narrow))).hexdigest()[:DIGEST_SIZE]
+        yield str(narrow).removeprefix("torch."), digest
+
+
 def _spread(weight: Tensor) -> Tensor:
     """Return values from all over a weight, at most `SAMPLE_SIZE`."""
-    flat = weight.reshape(-1)
-    count = min(SAMPLE_SIZE, flat.numel())
-    places = torch.arange(count, device=weight.device) * (flat.numel() - 1) // max(count - 1, 1)
-    return flat[places]
+    count = min(SAMPLE_SIZE, weight.numel())
+    places = torch.arange(count, device=weight.device) * (weight.numel() - 1) // max(count - 1, 1)
+    return weight.take(places)
 
 
 def _bytes(values: Tensor) -> bytes:
-    return bytes(values.contiguous().view(torch.uint8).tolist())
+    """Return the memory of a contiguous tensor on the CPU."""
+    return ctypes.string_at(values.data_ptr(), values.nbytes)

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from veneer.errors import AdapterStateError, ConfigError, gathered
-from veneer.lora.build import build, drawn_values
+from veneer.lora.build import build, drawn_values, located
 from veneer.lora.config import LoraConfig
+from veneer.lora.finite import is_finite
 from veneer.lora.init import INITS
 from veneer.lora.kinds import OpaqueKind
 from veneer.lora.layers import (
     AdaptedLayer,
-    AdaptedModule,
     AdaptedParameters,
     Slot,
     adapted_modules,
@@ -87,8 +87,9 @@ def adapt(
         TargetError: see `plan`. Nothing has changed then.
     """
     the_plan = plan(model, config, train_also)
-    values = drawn_values(model, the_plan, batches)
-    install(model, the_plan, build(model, the_plan, values, subtract_start=INITS[config.init].subtracted))
+    places = located(model, the_plan)
+    values = drawn_values(model, the_plan, places, batches)
+    install(model, the_plan, build(model, the_plan, places, values, subtract_start=INITS[config.init].subtracted))
     return the_plan
 
 
@@ -97,24 +98,22 @@ def install(model: nn.Module, the_plan: Plan, modules: Mapping[str, AdaptedLayer
     norms = _frozen_norms(model, the_plan)
     counters = [f"{name}.num_batches_tracked" for name, norm in norms.items() if norm.num_batches_tracked is not None]
     own = own_tensors(model, [*trained_names(the_plan, model), *counters])
+    parameters = dict(model.named_parameters())
     record = Adaptation(
         plan=the_plan,
-        was_trainable={name: parameter.requires_grad for name, parameter in model.named_parameters()},
+        was_trainable={name: parameter.requires_grad for name, parameter in parameters.items()},
         originals={name: tensor.detach().clone() for name, tensor in own.items()},
         momenta={name: norm.momentum for name, norm in norms.items()},
     )
-    model.requires_grad_(False)
-    for module in modules.values():
-        for _, slot in module.slots():
-            for name, parameter in slot.update.named_parameters():
-                parameter.requires_grad_(the_plan.config.train_A or name.rpartition(".")[2] != "A")
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)
     for name in the_plan.trained_modules:
         model.get_submodule(name).requires_grad_(True)
     for name in the_plan.trained_biases:
         model.get_parameter(name).requires_grad_(True)
     for norm in norms.values():
         norm.momentum = 0.0
-    _replace(model, modules)
+    _replace(model, {module.base: module for module in modules.values()})
     setattr(model, ADAPTATION, record)
 
 
@@ -125,7 +124,7 @@ def remove(model: nn.Module) -> None:
         AdapterStateError: the model is not adapted.
     """
     root, record = adapted_root(model)
-    _replace(root, {name: module.base for name, module in adapted_modules(root).items()})
+    _replace(root, {module: module.base for module in adapted_modules(root).values()})
     with torch.no_grad():
         for name, tensor in own_tensors(root, record.originals).items():
             tensor.copy_(record.originals[name])
@@ -148,8 +147,8 @@ def merge(model: nn.Module, *, quantized: Callable[[nn.Linear], nn.Module] | Non
             `quantized` is not given. Nothing has changed then.
     """
     root, record = adapted_root(model)
-    slots = adapted_slots(root)
-    modules = {name: module.base for name, module in adapted_modules(root).items()}
+    slots, adapted = adapted_slots(root), adapted_modules(root)
+    successors: dict[nn.Module, nn.Module] = {module: module.base for module in adapted.values()}
     opaque = {name: slot for name, slot in slots.items() if isinstance(slot.kind, OpaqueKind)}
     refused = (
         []
@@ -163,10 +162,10 @@ def merge(model: nn.Module, *, quantized: Callable[[nn.Linear], nn.Module] | Non
     errors = {}
     for name, slot in opaque.items():
         assert quantized is not None
-        modules[name], errors[name] = _requantized(slot, quantized)
+        successors[adapted[name]], errors[name] = _requantized(slot, quantized)
     for name, weight in weights.items():
         slots[name].base._parameters[slots[name].kind.weight_name] = weight
-    _replace(root, modules)
+    _replace(root, successors)
     _finish(root, record)
     return errors
 
@@ -313,29 +312,24 @@ def _frozen_norms(model: nn.Module, the_plan: Plan) -> dict[str, _NormBase]:
 @contextmanager
 def _suspended(root: nn.Module, record: Adaptation) -> Iterator[None]:
     """Within the block the base layers stand where the adapted ones were, and no verb takes the model for adapted."""
-    modules = adapted_modules(root)
+    modules = list(adapted_modules(root).values())
     setattr(root, ADAPTATION, Suspended())
     try:
-        _replace(root, {name: module.base for name, module in modules.items()})
+        _replace(root, {module: module.base for module in modules})
         yield
     finally:
-        _replace(root, modules)
+        _replace(root, {module.base: module for module in modules})
         setattr(root, ADAPTATION, record)
-        for module in modules.values():
+        for module in modules:
             module.train(module.base.training)  # the block may have called train() or eval()
 
 
-def _replace(root: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Put each module at its name and at every other name that its predecessor is registered under."""
-    found = list(plain_modules(root))
-    standing: dict[str, nn.Module] = {}
-    for name, module in found:
-        standing.setdefault(name, module)  # of two with one name, the first is the adapted one
-    successor_of = {standing[name]: module for name, module in modules.items()}
-    for _, parent in found:
-        for child_name, child in list(parent._modules.items()):
-            if child in successor_of and not isinstance(parent, AdaptedModule):
-                setattr(parent, child_name, successor_of[child])
+def _replace(root: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> None:
+    """Put each module's successor in its place, under every name that it is registered under."""
+    for parent in list(root.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in successors:
+                setattr(parent, name, successors[child])
 
 
 def _merged_weights(root: nn.Module, slots: Mapping[str, Slot]) -> dict[str, nn.Parameter]:
@@ -353,19 +347,13 @@ def _merged_weights(root: nn.Module, slots: Mapping[str, Slot]) -> dict[str, nn.
         if id(slot.weight) not in by_base:
             with torch.inference_mode(False), torch.no_grad():  # an inference tensor could never be trained again
                 weight = slot.merged_weight()
-            if not weight.is_meta and not _is_finite(weight):
+            if not weight.is_meta and not is_finite(weight):
                 problems.append(f"{name}.weight would not be finite: its update or base weight holds NaN or infinity")
             by_base[id(slot.weight)] = nn.Parameter(weight, requires_grad=slot.weight.requires_grad)
         weights[name] = by_base[id(slot.weight)]
     if problems:
         raise AdapterStateError(gathered("the adapter cannot be merged:", problems))
     return weights
-
-
-def _is_finite(weight: Tensor) -> bool:
-    """Return whether no value is NaN or infinite; the sum tells at once where it is finite itself."""
-    total = weight.sum(dtype=torch.promote_types(weight.dtype, torch.float32))
-    return bool(total.isfinite()) or bool(torch.isfinite(weight).all())
 
 
 def _requantized(slot: Slot, quantized: Callable[[nn.Linear], nn.Module]) -> tuple[nn.Module, float]:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatchError, AdapterStateError, TargetError, gathered
-from veneer.lora.build import Values, build, located
+from veneer.lora.build import Place, Values, build, located
 from veneer.lora.conflicts import UNTIE
 from veneer.lora.delta import trained_dtype
 from veneer.lora.fingerprint import differs, fingerprint
+from veneer.lora.finite import is_finite
 from veneer.lora.inject import adapted_root, exchange, install, own_tensors, trained_names
 from veneer.lora.kinds import EMBEDDING, OpaqueKind
 from veneer.lora.layers import Slot, adapted_slots, plain_modules, plain_weights
@@ -80,17 +81,19 @@ def load_state(model: nn.Module, adapter: AdapterState, *, trainable: bool = Fal
         the_plan = plan(model, config, adapter.trained_modules, any_rank=True)
     except TargetError as error:
         raise AdapterMismatchError(f"the adapter does not fit this model: {error}") from None
+    places = located(model, the_plan)
     problems = _misfits(model, the_plan, adapter)
     if not problems and not any_base:
-        problems = _base_problems(model, _target_weights(model, the_plan), adapter)
+        weights = {n: p.kind.weight_of(p.base) for n, p in places.items() if not isinstance(p.kind, OpaqueKind)}
+        problems = _base_problems(model, weights, adapter)
     if problems:
         raise AdapterMismatchError(gathered(f"the adapter does not fit {type(model).__name__}:", problems))
     values = {
-        target.name: _values(model, target, adapter.updates[target.name])
+        target.name: _values(target, places[target.name], adapter.updates[target.name])
         for target in the_plan.targets
         if target.tied_to is None
     }
-    install(model, the_plan, build(model, the_plan, values, subtract_start=False))
+    install(model, the_plan, build(model, the_plan, places, values, subtract_start=False))
     _fill_others(model, adapter)
     if not trainable:
         model.requires_grad_(False)
@@ -131,10 +134,10 @@ def swap(model: nn.Module, adapter: AdapterState, *, any_base: bool = False) -> 
     setattr(root, ADAPTATION, replace(record, plan=the_plan))
 
 
-def _values(model: nn.Module, target: Target, update: LowRank) -> Values:
+def _values(target: Target, place: Place, update: LowRank) -> Values:
     """Return a copy of an update's tensors, in the shapes, dtype and place that a layer holds them in."""
-    base, kind = located(model, target)
-    weight = next(base.parameters(), torch.empty(0)) if isinstance(kind, OpaqueKind) else kind.matrix(base)
+    base, kind = place
+    weight = next(base.parameters(), torch.empty(0)) if isinstance(kind, OpaqueKind) else kind.weight_of(base)
     device = torch.device("cpu") if weight.is_meta else weight.device
     dtype = trained_dtype(weight)
     A, B = update.matrices
@@ -291,7 +294,7 @@ def _base_problems(model: nn.Module, weights: Mapping[str, Tensor], adapter: Ada
     """Return a line for each sign that the adapter was trained on other weights than the model's."""
     advice = "load the base model it belongs to, or pass any_base=True (--any-base)"
     found = []
-    if differs(adapter.fingerprint, fingerprint(weights)):
+    if differs(adapter.fingerprint, weights):
         found.append(f"it was trained on a base model with other weights than this {type(model).__name__}; {advice}")
     modules = dict(plain_modules(model)) if adapter.base_copies else {}
     present = own_tensors(model, [name for name in adapter.base_copies if _has(modules, name)])
@@ -301,14 +304,6 @@ def _base_problems(model: nn.Module, weights: Mapping[str, Tensor], adapter: Ada
         elif not present[name].is_meta and not _equal(present[name], tensor):
             found.append(f"{name}: the model's differs from the copy that the adapter carries along; {advice}")
     return found
-
-
-def _target_weights(model: nn.Module, the_plan: Plan) -> dict[str, Tensor]:
-    """Return the weights that a plan would adapt and that are float matrices."""
-    places = ((target.name, *located(model, target)) for target in the_plan.targets)
-    return {
-        name: base.get_parameter(kind.weight_name) for name, base, kind in places if not isinstance(kind, OpaqueKind)
-    }
 
 
 def _has(modules: Mapping[str, nn.Module], name: str) -> bool:
@@ -326,6 +321,6 @@ def _tensor_problems(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: t
         return [f"{name} has shape {tuple(tensor.shape)}, but the model needs {shape}"]
     if tensor.is_floating_point() != dtype.is_floating_point:
         return [f"{name} has dtype {tensor.dtype}, but the model needs {dtype}"]
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor.to(dtype)).all()):
+    if tensor.is_floating_point() and not is_finite(tensor.to(dtype)):
         return [f"{name} holds NaN or infinity, or what {dtype} cannot hold"]
     return []

@@ -25,7 +25,7 @@ from veneer.methods.trained import load_trained_state, named_weights, trained_st
 def write_method(model: nn.Module, folder: Path) -> None:
     """Write what is trained in `model`, to which a method is attached, into `folder`; it is made if absent."""
     folder.mkdir(parents=True, exist_ok=True)
-    note = json.dumps(to_note(_base_of(model)), sort_keys=True)
+    note = json.dumps(to_note(fingerprint(_frozen_matrices(model))), sort_keys=True)
     write_tensors(folder / METHOD_FILE, trained_state(model), {BASE: note})
 
 
@@ -70,14 +70,13 @@ def load_method(
     except TargetError as error:
         raise AdapterMismatchError(f"the method {settings.method!r} does not fit this model: {error}") from None
     load_trained_state(model, tensors)
-    if not any_base and differs(base, _base_of(model)):
+    if not any_base and differs(base, _frozen_matrices(model)):
         raise AdapterMismatchError(
             f"{folder} was trained on a base model with other weights than this {type(model).__name__}; "
             "load the base model it belongs to, or pass any_base=True (--any-base)"
         )
 
 
-def _base_of(model: nn.Module) -> Fingerprint:
-    """Return the fingerprint of the matrices that are not trained: biases and norms are alike in many models."""
-    frozen = {name: p for name, p in named_weights(model).items() if not p.requires_grad and p.ndim > 1}
-    return fingerprint(frozen)
+def _frozen_matrices(model: nn.Module) -> dict[str, Tensor]:
+    """Return what tells the base: the matrices that are not trained. Biases and norms are alike in many models."""
+    return {name: p for name, p in named_weights(model).items() if not p.requires_grad and p.ndim > 1}
