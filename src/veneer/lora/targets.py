@@ -241,7 +241,8 @@ class _Survey:
         """
         chosen, terms = [target.name for target in targets], self.config.targets
         selects = Selector(terms)
-        if [n for n in self.names if selects(n)] != chosen or self.config.exclude or self.config.layers is not None:
+        is_narrowed = terms == ALL_LINEAR or self.config.exclude or self.config.layers is not None
+        if is_narrowed or [n for n in self.names if selects(n)] != chosen:
             short = tuple(sorted({name.rsplit(".", 1)[-1] for name in chosen}))
             selects = Selector(short)
             terms = short if [n for n in self.names if selects(n)] == chosen else exact_terms(chosen, self.names)
