@@ -1,6 +1,7 @@
 """`veneer reproduce`: fills what is missing, once; renders what is there; measures where it is asked to."""
 
 import json
+import sys
 
 import pytest
 
@@ -77,6 +78,14 @@ def test_two_runs_at_once_are_told_line_by_line(scratch, exhibits):
     assert "[1/2]" in ended.err
     assert "[2/2]" in ended.err
     assert len(list((scratch / "results/runs").rglob("results.json"))) == 2
+
+
+def test_a_cluster_needs_ray(scratch, exhibits, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    ended = veneer("reproduce", "small", "--ray", "auto")
+    assert ended.code == 2
+    assert "veneer[ray]" in ended.err
+    assert not (scratch / "results/runs").exists()
 
 
 def test_a_quick_measurement_gives_way_to_a_whole_one_and_never_the_other_way(scratch, exhibits):

@@ -2,6 +2,7 @@
 
 import re
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,6 +54,10 @@ def reproduce(
         str | None, typer.Option(help="Begin nothing after this time: 2h, 90m, 1h30m. Without it everything is done.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at once; they share the processors.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Do the runs on the Ray cluster there: host:port, or auto (extra `ray`)."),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Measure on a tiny scale, labelled as such; runs are not touched.")
     ] = False,
@@ -77,7 +82,7 @@ def reproduce(
         def left() -> float | None:
             return None if seconds is None else max(0.0, seconds - (time.monotonic() - started))
 
-        _fill(grid, [config for exhibit in chosen for config in exhibit.runs()], workers, left())
+        _fill(grid, [config for exhibit in chosen for config in exhibit.runs()], workers, ray, left())
         _measure([exhibit.name for exhibit in chosen], out, quick, left)
     sheets = [exhibit.sheet(grid, read_measurement(out, exhibit.name)) for exhibit in EXHIBITS.values()]
     page = write_paper(sheets, out)
@@ -99,21 +104,24 @@ def parse_seconds(text: str) -> float:
     return sum(float(number) * _UNITS[unit] for unit, number in found.groupdict().items() if number)
 
 
-def _fill(grid: "Grid", configs: "list[RunConfig]", workers: int, seconds: float | None) -> None:
+def _fill(grid: "Grid", configs: "list[RunConfig]", workers: int, ray: str | None, seconds: float | None) -> None:
     """Do the missing runs, one seed of everything first."""
     from veneer.paper.protocol import by_seed
+    from veneer.training.grid import run_here
+    from veneer.training.ray_runs import ray_runner
 
     ordered = by_seed(configs)
     missing = len(grid.missing(ordered))
     if not missing:
         return
     note(f"{missing} of {len(ordered)} runs are missing")
-    if workers > 1:
-        for _ in grid.fill(ordered, RunLines(), workers=workers, seconds=seconds):
-            pass
+    if ray is None and workers == 1:
+        with progress_bars() as bars:
+            for _ in grid.fill(ordered, bars, seconds=seconds):
+                pass
         return
-    with progress_bars() as bars:
-        for _ in grid.fill(ordered, bars, seconds=seconds):
+    with nullcontext(run_here) if ray is None else ray_runner(ray) as runner:
+        for _ in grid.fill(ordered, RunLines(), runner=runner, workers=workers, seconds=seconds):
             pass
 
 

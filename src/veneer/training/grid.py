@@ -8,20 +8,39 @@ Several runs at once share the machine's threads evenly; their times then say no
 
 import hashlib
 import json
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from veneer.results import RESULTS_FILE, RunRecord, read_results
+from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
 from veneer.training.compare import Watcher, run_in_process
 from veneer.training.config import RunConfig
 from veneer.training.output import new_folder
+
+Runner = Callable[[RunConfig, Watcher, int], Results]
+"""Does one run somewhere else, where so many run at once, and returns its results; raises what a run raises."""
+
+
+def run_here(config: RunConfig, watcher: Watcher, workers: int) -> Results:
+    """Do one run on this machine, with its share of the threads."""
+    return results_of(config, watcher, threads=max(1, torch.get_num_threads() // workers))
+
+
+def results_of(config: RunConfig, watcher: Watcher, *, threads: int) -> Results:
+    """Do one run in a process of its own and return its results; its weights are not kept.
+
+    Raises:
+        VeneerError: the run cannot be done.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "run"
+        run_in_process(config, folder, watcher, threads=threads)
+        return read_results(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +66,20 @@ class Grid:
         return [config for config in configs if not (self.place(config) / RESULTS_FILE).is_file()]
 
     def fill(
-        self, configs: Sequence[RunConfig], watcher: Watcher, *, workers: int = 1, seconds: float | None = None
+        self,
+        configs: Sequence[RunConfig],
+        watcher: Watcher,
+        *,
+        runner: Runner = run_here,
+        workers: int = 1,
+        seconds: float | None = None,
     ) -> Iterator[RunRecord]:
         """Do the missing runs, in order, and yield the record of each as it ends.
 
         Args:
             configs: the runs; those that are done are skipped.
             watcher: is told of everything.
+            runner: does each of them.
             workers: how many run at once.
             seconds: no run is begun after so many; None does all.
 
@@ -68,7 +94,7 @@ class Grid:
                 while queue and len(running) < workers and (seconds is None or time.monotonic() - started < seconds):
                     number, config = queue.pop(0)
                     watcher.run_started(config, number, len(missing))
-                    running.add(pool.submit(self._run, config, watcher, max(1, torch.get_num_threads() // workers)))
+                    running.add(pool.submit(self._run, config, watcher, runner, workers))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -77,11 +103,8 @@ class Grid:
                     watcher.run_ended(record)
                     yield record
 
-    def _run(self, config: RunConfig, watcher: Watcher, threads: int) -> RunRecord:
-        """Do one run somewhere else and keep its record only."""
-        place = self.place(config)
-        with tempfile.TemporaryDirectory() as temporary:
-            record = run_in_process(config, Path(temporary) / "run", watcher, threads=threads)
-            with new_folder(place) as partial:
-                shutil.copy(Path(temporary) / "run" / RESULTS_FILE, partial)
-        return record
+    def _run(self, config: RunConfig, watcher: Watcher, runner: Runner, workers: int) -> RunRecord:
+        results = runner(config, watcher, workers)
+        with new_folder(self.place(config)) as partial:
+            write_results(partial, results)
+        return results.records[0]
