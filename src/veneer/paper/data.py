@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, Number, Series, Table, Verdict
-from veneer.paper.protocol import SCALED_DOWN, by_seed, run_of
+from veneer.paper.protocol import SCALED_DOWN, by_seed
+from veneer.paper.rates import sweep_of, tuned_runs
 from veneer.paper.tabulation import difference, found, judge, mean, untested
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
@@ -29,22 +30,27 @@ ENTRIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 Records = Mapping[str, Mapping[int | None, Sequence[RunRecord]]]
 
 
-def runs_of(method: str, rows: int | None) -> list[RunConfig]:
+def sweep() -> list[RunConfig]:
+    """Return the runs that choose each method's learning rate, on all rows; it then stays, as in Table 17."""
+    return [config for method in ENTRIES for config in sweep_of(TASK, method)]
+
+
+def runs_of(grid: Grid, method: str, rows: int | None) -> list[RunConfig]:
     """Return a method's runs on so many rows, by seed; those on all rows are `table2`'s."""
     changes: dict[str, int] = dict(SIZES[rows])
     if rows is not None:
         changes["max_train_rows"] = rows
-    return [run_of(TASK, method, seed, changes) for seed in SEEDS]
+    return tuned_runs(grid, TASK, method, SEEDS, changes)
 
 
-def runs() -> list[RunConfig]:
+def runs(grid: Grid) -> list[RunConfig]:
     """Return every run, one seed of everything first."""
-    return by_seed([config for rows in SIZES for method in ENTRIES for config in runs_of(method, rows)])
+    return by_seed([config for rows in SIZES for method in ENTRIES for config in runs_of(grid, method, rows)])
 
 
 def contents(grid: Grid, measurement: Measurement | None) -> Contents:
     """Return the table, the accuracy along the rows, and the verdicts."""
-    records = {method: {rows: found(grid, runs_of(method, rows)) for rows in SIZES} for method in ENTRIES}
+    records = {method: {rows: found(grid, runs_of(grid, method, rows)) for rows in SIZES} for method in ENTRIES}
     figure = _figure(records)
     return Contents(tables=(_table(records),), figures=(figure,) if figure.series else (), verdicts=_verdicts(records))
 
@@ -120,6 +126,7 @@ EXHIBIT = Exhibit(
     title="Few training rows",
     shows="Table 16 (appendix F): GPT-3 on 100 to 392,702 rows of MNLI; with few rows prefixes fail, LoRA does not.",
     contents=contents,
+    sweep=sweep,
     runs=runs,
     scaled_down=(
         *SCALED_DOWN,

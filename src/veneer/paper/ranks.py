@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, Number, Series, Table, Verdict
-from veneer.paper.protocol import SCALED_DOWN, TASKS, by_seed, run_of
+from veneer.paper.protocol import SCALED_DOWN, TASKS, by_seed
+from veneer.paper.rates import sweep_of, tuned_runs
 from veneer.paper.tabulation import difference, found, judge, mean, median_on_dev
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
 MARGIN = 0.01
+METHOD = "lora-qv"
 SEEDS = range(3)
 RANKS = (1, 2, 4, 8, 64)
 QUERY_VALUE = ("query", "value")
@@ -55,21 +57,26 @@ def choices() -> list[Choice]:
     return list(dict.fromkeys([*TABLE_5, *(Choice(weights, r) for weights in TABLE_6 for r in RANKS)]))
 
 
-def runs_of(task: str, choice: Choice) -> list[RunConfig]:
+def sweep() -> list[RunConfig]:
+    """Return the runs that choose the learning rate of all choices, with LoRA as it is in `table2`."""
+    return [config for task in TASKS for config in sweep_of(task, METHOD)]
+
+
+def runs_of(grid: Grid, task: str, choice: Choice) -> list[RunConfig]:
     """Return the runs of a choice on a task, by seed; alpha stays what it is for every rank, as in the paper."""
     own = choice.weights == QUERY_VALUE  # the method's own choice: named alike, `table2` has the same runs
     changes = {"r": choice.r} if own else {"weights": choice.weights, "r": choice.r}
-    return [run_of(task, "lora-qv", seed, changes) for seed in SEEDS]
+    return tuned_runs(grid, task, METHOD, SEEDS, changes)
 
 
-def runs() -> list[RunConfig]:
+def runs(grid: Grid) -> list[RunConfig]:
     """Return every run of both tables, one seed of everything first."""
-    return by_seed([config for task in TASKS for choice in choices() for config in runs_of(task, choice)])
+    return by_seed([config for task in TASKS for choice in choices() for config in runs_of(grid, task, choice)])
 
 
 def contents(grid: Grid, measurement: Measurement | None) -> Contents:
     """Return both tables for each task, the accuracy along the ranks, and the verdicts."""
-    records = {task: {choice: found(grid, runs_of(task, choice)) for choice in choices()} for task in TASKS}
+    records = {task: {choice: found(grid, runs_of(grid, task, choice)) for choice in choices()} for task in TASKS}
     tables = [make(task, records[task]) for task in TASKS for make in (_table_5, _table_6)]
     figures = [_figure(task, records[task]) for task in TASKS]
     return Contents(
@@ -165,6 +172,7 @@ EXHIBIT = Exhibit(
     shows="Tables 5 and 6 (sections 7.1 and 7.2): GPT-3; W_q and W_v together are the best use of a budget, and r = 1 "
     "is enough for them.",
     contents=contents,
+    sweep=sweep,
     runs=runs,
     scaled_down=(*SCALED_DOWN, "Seeds: three; the budget of Table 5 is 36,864 parameters instead of 18.9 million."),
 )
