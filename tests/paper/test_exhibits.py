@@ -1,36 +1,18 @@
 """Every exhibit renders from nothing, names what is missing, and turns with its records."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.report.records import record, results
+from tests.paper.kept import keep, keep_all
 from veneer.errors import ConfigError, UnknownNameError
-from veneer.paper import data, ranks, table2
-from veneer.paper.exhibit import Exhibit
+from veneer.paper import data, figure2, ranks, table2, table18
 from veneer.paper.measurements import place, read_measurement, write_measurement
 from veneer.paper.protocol import by_seed
 from veneer.paper.table_of_contents import EXHIBITS, find_exhibits
-from veneer.results import write_results
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
-
-
-def keep(grid: Grid, configs: Sequence[RunConfig], accuracy: Callable[[RunConfig], float]) -> None:
-    """Put a made-up record where the grid looks for each run."""
-    for config in configs:
-        folder = grid.place(config)
-        folder.mkdir(parents=True)
-        made = record(config.method, accuracy(config), config.seed, data=config.data)
-        write_results(folder, results(replace(made, config=config.resolved().to_json())))
-
-
-def keep_all(grid: Grid, exhibit: Exhibit, accuracy: Callable[[RunConfig], float]) -> None:
-    """Put every run of an exhibit there, those that choose the rates first."""
-    keep(grid, exhibit.sweep(), accuracy)
-    keep(grid, grid.missing(exhibit.runs(grid)), accuracy)
 
 
 @pytest.fixture
@@ -176,3 +158,35 @@ def test_rank_8_on_query_and_value_is_run_once_for_both_tables(grid):
     assert {(config.method, config.r, config.seed) for config in shared} == {
         ("lora-qv", 8, seed) for seed in ranks.SEEDS
     }
+
+
+def test_the_verdicts_of_figure_2_turn_with_the_numbers(tmp_path):
+    def paper_like(config: RunConfig) -> float:
+        tokens = dict(config.sizes).get("prefix_tokens", 0)
+        return 0.7 + 0.1 * (config.method == "lora-qv") - 0.05 * (tokens == 32) + 2e-4 * config.seed * config.r
+
+    outcomes = {}
+    for name, accuracy in (("paper", paper_like), ("opposite", lambda config: 1.5 - paper_like(config))):
+        grid = Grid(folder=tmp_path / name)
+        keep_all(grid, figure2.EXHIBIT, lambda config, of=accuracy: of(config) + 1e-4 * config.seed * (config.r == 1))
+        outcomes[name] = [verdict.outcome for verdict in figure2.EXHIBIT.sheet(grid).verdicts]
+    assert outcomes["paper"][1:5] == ["held"] * 4
+    assert outcomes["opposite"][1:5] == ["not held"] * 4
+
+
+def test_figure_2_has_the_sizes_of_table_15_and_a_cloud_for_each_method(grid):
+    keep_all(grid, figure2.EXHIBIT, lambda config: 0.8)
+    sheet = figure2.EXHIBIT.sheet(grid)
+    (figure,) = sheet.figures
+    assert [series.name for series in figure.series] == list(dict.fromkeys(point.series for point in figure2.POINTS))
+    assert sum(len(series.points) for series in figure.series) == len(figure2.SEEDS) * len(figure2.POINTS)
+
+
+@pytest.mark.parametrize(("sign", "outcome"), [(1, "held"), (-1, "not held")])
+def test_the_verdicts_on_high_ranks_turn_with_the_numbers(grid, sign, outcome):
+    keep_all(
+        grid,
+        table18.EXHIBIT,
+        lambda config: 0.8 + sign * 0.03 * (4 <= config.r <= 16) + 1e-4 * config.seed * (1 + (config.r == 16)),
+    )
+    assert [verdict.outcome for verdict in table18.EXHIBIT.sheet(grid).verdicts] == [outcome] * 2

@@ -44,7 +44,11 @@ class RunLines:
 
 def reproduce(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="table2, ranks, data, subspaces, latency, counts, or all.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="table2, figure2, ranks, table18, data, subspaces, latency, modern, counts, or all.",
+        ),
     ],
     render_only: Annotated[
         bool, typer.Option("--render-only", help="Run and measure nothing; write what the records at hand give.")

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, Number, Series, Table, Verdict
+from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, Number, Table, Verdict
 from veneer.paper.protocol import SCALED_DOWN, by_seed
 from veneer.paper.rates import sweep_of, tuned_runs
-from veneer.paper.tabulation import difference, found, judge, mean, untested
+from veneer.paper.tabulation import difference, found, judge, mean, mean_curves, untested
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -51,8 +51,7 @@ def runs(grid: Grid) -> list[RunConfig]:
 def contents(grid: Grid, measurement: Measurement | None) -> Contents:
     """Return the table, the accuracy along the rows, and the verdicts."""
     records = {method: {rows: found(grid, runs_of(grid, method, rows)) for rows in SIZES} for method in ENTRIES}
-    figure = _figure(records)
-    return Contents(tables=(_table(records),), figures=(figure,) if figure.series else (), verdicts=_verdicts(records))
+    return Contents(tables=(_table(records),), figures=_figure(records), verdicts=_verdicts(records))
 
 
 def _table(records: Records) -> Table:
@@ -69,23 +68,15 @@ def _table(records: Records) -> Table:
     )
 
 
-def _figure(records: Records) -> Curves:
-    series = []
-    for method, (label, _) in ENTRIES.items():
-        points = tuple(
-            (float(of[0].split["train"]), number.value)
-            for of in records[method].values()
-            if (number := mean(of)) is not None
-        )
-        if points:
-            series.append(Series(name=label, points=points))
-    return Curves(
+def _figure(records: Records) -> tuple[Curves, ...]:
+    return mean_curves(
         name="data",
         title="Accuracy along the training rows",
-        x_label="Training rows (logarithmic)",
-        y_label="Test accuracy, mean",
-        series=tuple(series),
-        log_x=True,
+        x_label="Training rows",
+        series={
+            label: {of[0].split["train"]: of for of in records[method].values() if of}
+            for method, (label, _) in ENTRIES.items()
+        },
     )
 
 

@@ -193,7 +193,7 @@ class Exhibit:
 
     def missing(self, grid: Grid) -> list[RunConfig]:
         """Return the runs that are not there yet, those that choose learning rates first, each once."""
-        return grid.missing(list(dict.fromkeys([*self.sweep(), *self.runs(grid)])))
+        return grid.missing([*self.sweep(), *self.runs(grid)])
 
     def sheet(self, grid: Grid, measurement: Measurement | None = None) -> Sheet:
         """Return what the records in `grid` and the measurement make of the exhibit."""

@@ -3,12 +3,22 @@
 from collections.abc import Mapping
 
 from veneer.errors import unknown_name
-from veneer.paper import counts, data, latency, ranks, subspaces, table2
+from veneer.paper import counts, data, figure2, latency, modern, ranks, subspaces, table2, table18
 from veneer.paper.exhibit import Exhibit
 
 EXHIBITS: Mapping[str, Exhibit] = {
     exhibit.name: exhibit
-    for exhibit in (table2.EXHIBIT, ranks.EXHIBIT, data.EXHIBIT, subspaces.EXHIBIT, latency.EXHIBIT, counts.EXHIBIT)
+    for exhibit in (
+        table2.EXHIBIT,
+        figure2.EXHIBIT,
+        ranks.EXHIBIT,
+        table18.EXHIBIT,
+        data.EXHIBIT,
+        subspaces.EXHIBIT,
+        latency.EXHIBIT,
+        modern.EXHIBIT,
+        counts.EXHIBIT,
+    )
 }
 ALL = "all"
 
