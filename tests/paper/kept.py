@@ -21,5 +21,6 @@ def keep(grid: Grid, configs: Sequence[RunConfig], accuracy: Callable[[RunConfig
 
 def keep_all(grid: Grid, exhibit: Exhibit, accuracy: Callable[[RunConfig], float]) -> None:
     """Put every run of an exhibit there, those that choose the rates first."""
-    keep(grid, exhibit.sweep(), accuracy)
+    while missing := grid.missing(exhibit.sweep(grid)):
+        keep(grid, missing, accuracy)
     keep(grid, grid.missing(exhibit.runs(grid)), accuracy)

@@ -23,7 +23,7 @@ def grid(tmp_path: Path) -> Grid:
 @pytest.mark.parametrize("exhibit", EXHIBITS.values(), ids=EXHIBITS)
 def test_without_a_record_every_run_is_named_and_no_experiment_is_judged(exhibit, grid):
     sheet = exhibit.sheet(grid)
-    expected = {grid.place(config).name for config in [*exhibit.sweep(), *exhibit.runs(grid)]}
+    expected = {grid.place(config).name for config in [*exhibit.sweep(grid), *exhibit.runs(grid)]}
     assert set(sheet.missing) == expected | ({"the measurement itself"} if exhibit.measure else set())
     assert len(sheet.missing) == len(set(sheet.missing))
     assert sheet.tables
@@ -42,7 +42,7 @@ def test_the_runs_are_distinct_and_one_seed_comes_first(exhibit, grid):
 
 @pytest.mark.parametrize("exhibit", EXHIBITS.values(), ids=EXHIBITS)
 def test_no_run_depends_on_the_machine(exhibit, grid):
-    for config in [*exhibit.sweep(), *exhibit.runs(grid)]:
+    for config in [*exhibit.sweep(grid), *exhibit.runs(grid)]:
         assert "auto" not in (config.precision, config.attention)
 
 
@@ -76,7 +76,8 @@ def test_our_row_stands_beside_the_papers(grid):
 
 
 def test_half_a_grid_gives_half_a_table_and_names_the_rest(grid):
-    keep(grid, table2.sweep(), accuracies(0.85, 0.84, 0.80))
+    while missing := grid.missing(table2.sweep(grid)):
+        keep(grid, missing, accuracies(0.85, 0.84, 0.80))
     first_seed = [config for config in table2.runs(grid) if config.seed == 0]
     keep(grid, grid.missing(first_seed), accuracies(0.85, 0.84, 0.80))
     sheet = table2.EXHIBIT.sheet(grid)

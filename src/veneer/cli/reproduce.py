@@ -81,7 +81,8 @@ def reproduce(
         def left() -> float | None:
             return None if seconds is None else max(0.0, seconds - (time.monotonic() - started))
 
-        _fill(grid, [config for exhibit in chosen for config in exhibit.sweep()], workers, left())
+        while grid.missing(sweeps := [config for exhibit in chosen for config in exhibit.sweep(grid)]) and left() != 0:
+            _fill(grid, sweeps, workers, left())  # what was run may ask for a rate beyond
         _fill(grid, [config for exhibit in chosen for config in exhibit.runs(grid)], workers, left())
         _measure([exhibit.name for exhibit in chosen], out, quick, left)
     sheets = [exhibit.sheet(grid, read_measurement(out, exhibit.name)) for exhibit in EXHIBITS.values()]

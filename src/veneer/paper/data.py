@@ -30,9 +30,9 @@ ENTRIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 Records = Mapping[str, Mapping[int | None, Sequence[RunRecord]]]
 
 
-def sweep() -> list[RunConfig]:
+def sweep(grid: Grid) -> list[RunConfig]:
     """Return the runs that choose each method's learning rate, on all rows; it then stays, as in Table 17."""
-    return [config for method in ENTRIES for config in sweep_of(TASK, method)]
+    return [config for method in ENTRIES for config in sweep_of(grid, TASK, method)]
 
 
 def runs_of(grid: Grid, method: str, rows: int | None) -> list[RunConfig]:

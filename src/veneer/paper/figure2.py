@@ -79,9 +79,11 @@ Records = Mapping[int, Sequence[RunRecord]]
 """Place in `POINTS` to the runs."""
 
 
-def sweep() -> list[RunConfig]:
+def sweep(grid: Grid) -> list[RunConfig]:
     """Return the runs that choose each method's learning rate, at its own size; other sizes share it."""
-    return [config for method in dict.fromkeys(point.method for point in POINTS) for config in sweep_of(TASK, method)]
+    return [
+        config for method in dict.fromkeys(point.method for point in POINTS) for config in sweep_of(grid, TASK, method)
+    ]
 
 
 def runs_of(grid: Grid, point: Point) -> list[RunConfig]:

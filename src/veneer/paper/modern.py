@@ -11,7 +11,7 @@ from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, N
 from veneer.paper.forgetting_measurement import METHODS as FORGETTING
 from veneer.paper.forgetting_measurement import NEIGHBOURS, measure
 from veneer.paper.protocol import SCALED_DOWN, TASKS, by_seed
-from veneer.paper.rates import best, chosen_rate, sweep_of, tuned_runs
+from veneer.paper.rates import best, chosen_rate, runs_at, sweep_of, tuned_runs
 from veneer.paper.tabulation import difference, found, judge, mean, mean_curves, mean_difference, untested
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
@@ -19,8 +19,8 @@ from veneer.training.grid import Grid
 
 TASK = "trec"
 SEEDS = range(3)
-WIDE = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Multiples of a method's own rate."""
+WIDE = range(-2, 3)
+"""Steps from a method's own rate: a tenth of it to ten times."""
 WIDE_METHODS = ("full", "lora-qv", "lora-all")
 TEN_TIMES = (3.0, 33.0)
 """Ratios of two rates of `WIDE` that are nearer to ten than to one or a hundred."""
@@ -77,9 +77,9 @@ COMPARISONS = (
 )
 
 
-def sweep() -> list[RunConfig]:
+def sweep(grid: Grid) -> list[RunConfig]:
     """Return the runs that choose learning rates."""
-    return [config for method in ("lora-qv", "lora-all") for config in sweep_of(TASK, method)]
+    return [config for method in ("lora-qv", "lora-all") for config in sweep_of(grid, TASK, method)]
 
 
 def runs_of(grid: Grid, side: Side) -> list[RunConfig]:
@@ -89,7 +89,7 @@ def runs_of(grid: Grid, side: Side) -> list[RunConfig]:
 
 def wide_sweep(method: str) -> Mapping[float, list[RunConfig]]:
     """Return each rate's runs, by seed."""
-    runs = [config for seed in SEEDS for config in sweep_of(TASK, method, WIDE, seed)]
+    runs = [config for seed in SEEDS for config in runs_at(TASK, method, WIDE, seed)]
     rates = dict.fromkeys(config.peak_learning_rate() for config in runs)
     return {rate: [config for config in runs if config.peak_learning_rate() == rate] for rate in rates}
 
@@ -127,19 +127,18 @@ def _chosen(grid: Grid) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for task in TASKS:
         for method, entry in table2.ENTRIES.items():
-            done = found(grid, sweep_of(task, method))
+            done, chosen = found(grid, sweep_of(grid, task, method)), chosen_rate(grid, task, method)
             told = ", ".join(f"{record.config['learning_rate']:g}: {record.validation.accuracy:.3f}" for record in done)
-            complete = not grid.missing(sweep_of(task, method))
-            chosen = f"{chosen_rate(grid, task, method):g}" if complete else None
-            rows.append((task, entry.label, told or None, chosen, f"{find_method(method).learning_rate:g}"))
+            own = find_method(method).learning_rate
+            rows.append((task, entry.label, told or None, None if chosen is None else f"{chosen:g}", f"{own:g}"))
     return Table(
         name="modern-rates",
         title="The learning rates of all exhibits",
         columns=("Task", "Method", "Rate: validation accuracy", "Chosen", "The method's own"),
         rows=tuple(rows),
         notes=(
-            "One seed a rate; the best on validation rows is used for all seeds, among equals the one of least "
-            "validation loss. Where the sweep is not complete the method's own rate is used.",
+            "One seed a rate, and a step beyond the edge as long as the best lies there. The best on validation rows "
+            "is used for all seeds, among equals the one of least validation loss; until then the method's own.",
         ),
     )
 

@@ -64,9 +64,9 @@ def changes_of(choice: Choice) -> dict[str, Any]:
     return {"r": choice.r} if own else {"weights": choice.weights, "r": choice.r}
 
 
-def sweep() -> list[RunConfig]:
+def sweep(grid: Grid) -> list[RunConfig]:
     """Return the runs that choose the learning rate of all choices, with LoRA as it is in `table2`."""
-    return [config for task in TASKS for config in sweep_of(task, METHOD)]
+    return [config for task in TASKS for config in sweep_of(grid, task, METHOD)]
 
 
 def runs_of(grid: Grid, task: str, choice: Choice) -> list[RunConfig]:

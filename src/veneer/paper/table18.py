@@ -32,9 +32,9 @@ RANKS = tuple(r for r in PAPER if r <= 256)
 Records = Mapping[float, Sequence[RunRecord]]
 
 
-def sweep() -> list[RunConfig]:
+def sweep(grid: Grid) -> list[RunConfig]:
     """Return the runs that choose the learning rate, at r = 8: the paper's was tuned at r = 4 alone."""
-    return sweep_of(TASK, METHOD)
+    return sweep_of(grid, TASK, METHOD)
 
 
 def runs_of(grid: Grid, r: int) -> list[RunConfig]:

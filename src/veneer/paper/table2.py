@@ -105,9 +105,9 @@ NEAREST_TASK: Mapping[str, str] = {"rotten-tomatoes": "SST-2"}
 """Our task to the paper's that is like it; for the others the paper's average must do."""
 
 
-def sweep() -> list[RunConfig]:
+def sweep(grid: Grid) -> list[RunConfig]:
     """Return the runs that choose each method's learning rate on each task."""
-    return [config for task in TASKS for method in ENTRIES for config in sweep_of(task, method)]
+    return [config for task in TASKS for method in ENTRIES for config in sweep_of(grid, task, method)]
 
 
 def runs_of(grid: Grid, task: str, method: str) -> list[RunConfig]:
