@@ -66,8 +66,7 @@ def reproduce(
     ),
 ) -> None:
     """Run what is missing for the paper's tables and figures, and write them with the paper's numbers beside ours."""
-    from veneer.paper.measurements import read_measurement
-    from veneer.paper.table_of_contents import EXHIBITS, find_exhibits
+    from veneer.paper.table_of_contents import all_sheets, find_exhibits
     from veneer.report.paper_files import write_paper
     from veneer.report.paper_terminal import sheet_on_terminal
     from veneer.training.grid import Grid
@@ -85,7 +84,7 @@ def reproduce(
             _fill(grid, sweeps, workers, left())  # what was run may ask for a rate beyond
         _fill(grid, [config for exhibit in chosen for config in exhibit.runs(grid)], workers, left())
         _measure([exhibit.name for exhibit in chosen], out, quick, left)
-    sheets = [exhibit.sheet(grid, read_measurement(out, exhibit.name)) for exhibit in EXHIBITS.values()]
+    sheets = all_sheets(runs, out)
     page = write_paper(sheets, out)
     for sheet in sheets:
         if sheet.exhibit in {exhibit.name for exhibit in chosen}:
