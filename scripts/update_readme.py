@@ -1,20 +1,27 @@
-"""Fill the README's results and file tree from the committed run and the source; `tests/test_readme.py` compares."""
+"""Fill the README's results and file tree from the committed runs and the source; `tests/test_readme.py` compares."""
 
 import ast
 import io
 import re
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from veneer.paper.protocol import TASKS
+from veneer.paper.table2 import runs_of
+from veneer.paper.table_of_contents import all_sheets
+from veneer.paper.tabulation import found
 from veneer.report.summary import summarize
 from veneer.report.terminal import markdown_table, results_table
 from veneer.report.verdict import headline
 from veneer.results import read_results
+from veneer.training.grid import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "results" / "first-light"
+PAPER = ROOT / "results" / "paper"
 OTHER_FILES = {
     "ARCHITECTURE.md": "the ideas, the floors, what a change touches, why each dependency is there",
     "Makefile": "setup, demo, test, check",
@@ -42,6 +49,21 @@ def results_block() -> str:
     return "\n\n".join([screen, headline(summaries), "The same with every digit:", markdown_table(summaries), where])
 
 
+def paper_block() -> str:
+    """Return what the committed records make of the paper's exhibits, and where."""
+    grid = Grid(folder=ROOT / "results" / "runs")
+    sheets = all_sheets(grid.folder, PAPER)
+    counts = Counter(verdict.outcome for sheet in sheets for verdict in sheet.verdicts)
+    parts = [
+        f"[Every table, figure and verdict](results/paper/index.html), from {len(list(grid.folder.iterdir()))} run "
+        f"records: {', '.join(f'{number} {outcome}' for outcome, number in counts.most_common())}."
+    ]
+    for task in TASKS:
+        records = [record for method in ("lora-all", "full") for record in found(grid, runs_of(grid, task, method))]
+        parts.append(f"**{task}**: {headline(summarize(records))}")
+    return "\n\n".join([*parts, "![Accuracy against size](results/paper/figures/figure2.svg)"])
+
+
 def console_lines(table: Table) -> list[str]:
     """Return what a terminal of 80 columns shows."""
     console = Console(width=80, record=True, file=io.StringIO(), color_system=None)
@@ -62,7 +84,7 @@ def tree_block() -> str:
 
 def filled(text: str) -> str:
     """Return the README's text with both blocks made anew."""
-    for name, block in {"results": results_block(), "tree": tree_block()}.items():
+    for name, block in {"results": results_block(), "paper": paper_block(), "tree": tree_block()}.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         text = pattern.sub(lambda match, block=block: f"{match[1]}{block}\n{match[2]}", text)
     return text

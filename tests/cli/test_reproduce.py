@@ -35,7 +35,7 @@ def exhibits(monkeypatch, tiny, tables):
         row = (mean(found(grid, runs)), "measured" if measurement else "not measured")
         return Contents(tables=(Table(name="t", title="T", columns=("Accuracy", "Measured"), rows=(row,)),))
 
-    small = Exhibit(name="small", title="Small", shows="Nothing.", contents=contents, runs=lambda: list(runs))
+    small = Exhibit(name="small", title="Small", shows="Nothing.", contents=contents, runs=lambda grid: list(runs))
     timed = Exhibit(name="timed", title="Timed", shows="Nothing.", contents=contents, measure=measure)
     monkeypatch.setattr(table_of_contents, "EXHIBITS", {"small": small, "timed": timed})
     return measured

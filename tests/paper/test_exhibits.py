@@ -1,28 +1,18 @@
 """Every exhibit renders from nothing, names what is missing, and turns with its records."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.report.records import record, results
+from tests.paper.kept import keep, keep_all
 from veneer.errors import ConfigError, UnknownNameError
-from veneer.paper import data, ranks, table2
+from veneer.paper import data, figure2, ranks, table2, table18
 from veneer.paper.measurements import place, read_measurement, write_measurement
 from veneer.paper.protocol import by_seed
 from veneer.paper.table_of_contents import EXHIBITS, find_exhibits
-from veneer.results import write_results
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
-
-
-def keep(grid: Grid, configs: Sequence[RunConfig], accuracy: Callable[[RunConfig], float]) -> None:
-    """Put a made-up record where the grid looks for each run."""
-    for config in configs:
-        folder = grid.place(config)
-        folder.mkdir(parents=True)
-        made = record(config.method, accuracy(config), config.seed, data=config.data)
-        write_results(folder, results(made))
 
 
 @pytest.fixture
@@ -33,8 +23,9 @@ def grid(tmp_path: Path) -> Grid:
 @pytest.mark.parametrize("exhibit", EXHIBITS.values(), ids=EXHIBITS)
 def test_without_a_record_every_run_is_named_and_no_experiment_is_judged(exhibit, grid):
     sheet = exhibit.sheet(grid)
-    expected = [grid.place(config).name for config in exhibit.runs()]
-    assert list(sheet.missing) == expected + ["the measurement itself"] * (exhibit.measure is not None)
+    expected = {grid.place(config).name for config in [*exhibit.sweep(grid), *exhibit.runs(grid)]}
+    assert set(sheet.missing) == expected | ({"the measurement itself"} if exhibit.measure else set())
+    assert len(sheet.missing) == len(set(sheet.missing))
     assert sheet.tables
     assert sheet.verdicts
     if sheet.missing:
@@ -43,15 +34,15 @@ def test_without_a_record_every_run_is_named_and_no_experiment_is_judged(exhibit
 
 @pytest.mark.parametrize("exhibit", EXHIBITS.values(), ids=EXHIBITS)
 def test_the_runs_are_distinct_and_one_seed_comes_first(exhibit, grid):
-    runs = exhibit.runs()
+    runs = exhibit.runs(grid)
     assert runs == by_seed(runs)
     assert [config.seed for config in runs] == sorted(config.seed for config in runs)
     assert len({grid.place(config) for config in runs}) == len(runs)
 
 
 @pytest.mark.parametrize("exhibit", EXHIBITS.values(), ids=EXHIBITS)
-def test_no_run_depends_on_the_machine(exhibit):
-    for config in exhibit.runs():
+def test_no_run_depends_on_the_machine(exhibit, grid):
+    for config in [*exhibit.sweep(grid), *exhibit.runs(grid)]:
         assert "auto" not in (config.precision, config.attention)
 
 
@@ -65,7 +56,7 @@ def test_the_main_verdict_turns_with_the_numbers(tmp_path):
     outcomes = {}
     for name, lora in (("good", 0.85), ("bad", 0.75)):
         grid = Grid(folder=tmp_path / name)
-        keep(grid, table2.runs(), accuracies(lora, 0.85, 0.80))
+        keep_all(grid, table2.EXHIBIT, accuracies(lora, 0.85, 0.80))
         sheet = table2.EXHIBIT.sheet(grid)
         assert sheet.missing == ()
         outcomes[name] = [verdict.outcome for verdict in sheet.verdicts]
@@ -74,7 +65,7 @@ def test_the_main_verdict_turns_with_the_numbers(tmp_path):
 
 
 def test_our_row_stands_beside_the_papers(grid):
-    keep(grid, table2.runs(), accuracies(0.85, 0.84, 0.80))
+    keep_all(grid, table2.EXHIBIT, accuracies(0.85, 0.84, 0.80))
     sheet = table2.EXHIBIT.sheet(grid)
     by_name = {table.name: table for table in sheet.tables}
     row = next(row for row in by_name["table2-rotten-tomatoes"].rows if row[0] == "LoRA, query + value")
@@ -85,10 +76,12 @@ def test_our_row_stands_beside_the_papers(grid):
 
 
 def test_half_a_grid_gives_half_a_table_and_names_the_rest(grid):
-    first_seed = [config for config in table2.runs() if config.seed == 0]
-    keep(grid, first_seed, accuracies(0.85, 0.84, 0.80))
+    while missing := grid.missing(table2.sweep(grid)):
+        keep(grid, missing, accuracies(0.85, 0.84, 0.80))
+    first_seed = [config for config in table2.runs(grid) if config.seed == 0]
+    keep(grid, grid.missing(first_seed), accuracies(0.85, 0.84, 0.80))
     sheet = table2.EXHIBIT.sheet(grid)
-    assert len(sheet.missing) == len(table2.runs()) - len(first_seed)
+    assert len(sheet.missing) == len(table2.runs(grid)) - len(first_seed)
     assert not any("seed0" in name for name in sheet.missing)
     assert all(verdict.outcome == "not tested at this scale" for verdict in sheet.verdicts)
 
@@ -106,7 +99,7 @@ def test_the_ranks_verdicts_turn_with_the_numbers(tmp_path):
     outcomes = {}
     for name, accuracy in (("paper", paper_like), ("opposite", lambda config: 1.5 - paper_like(config))):
         grid = Grid(folder=tmp_path / name)
-        keep(grid, ranks.runs(), accuracy)
+        keep_all(grid, ranks.EXHIBIT, accuracy)
         outcomes[name] = [verdict.outcome for verdict in ranks.EXHIBIT.sheet(grid).verdicts]
     assert outcomes["paper"] == ["held"] * 4
     assert [outcome for place, outcome in enumerate(outcomes["opposite"]) if place != 2] == ["not held"] * 3
@@ -144,9 +137,9 @@ def test_the_verdicts_on_few_rows_turn_with_the_numbers(tmp_path):
     outcomes = {}
     for name, sign in (("paper", 1), ("opposite", -1)):
         grid = Grid(folder=tmp_path / name)
-        keep(
+        keep_all(
             grid,
-            data.runs(),
+            data.EXHIBIT,
             lambda run, sign=sign: 0.5 + sign * (of[run.method] - 0.5) + 3e-4 * run.seed * noise[run.method],
         )
         outcomes[name] = [verdict.outcome for verdict in data.EXHIBIT.sheet(grid).verdicts]
@@ -154,15 +147,47 @@ def test_the_verdicts_on_few_rows_turn_with_the_numbers(tmp_path):
     assert outcomes["opposite"] == ["not held"] * 4 + ["not tested at this scale"]
 
 
-def test_the_runs_on_all_rows_are_those_of_table_2():
-    shared = set(data.runs()) & set(table2.runs())
+def test_the_runs_on_all_rows_are_those_of_table_2(grid):
+    shared = set(data.runs(grid)) & set(table2.runs(grid))
     assert {(config.method, config.seed) for config in shared} == {
         (method, seed) for method in ("full", "lora-qv") for seed in data.SEEDS
     }
 
 
-def test_rank_8_on_query_and_value_is_run_once_for_both_tables():
-    shared = set(ranks.runs()) & set(table2.runs())
+def test_rank_8_on_query_and_value_is_run_once_for_both_tables(grid):
+    shared = set(ranks.runs(grid)) & set(table2.runs(grid))
     assert {(config.method, config.r, config.seed) for config in shared} == {
         ("lora-qv", 8, seed) for seed in ranks.SEEDS
     }
+
+
+def test_the_verdicts_of_figure_2_turn_with_the_numbers(tmp_path):
+    def paper_like(config: RunConfig) -> float:
+        tokens = dict(config.sizes).get("prefix_tokens", 0)
+        return 0.7 + 0.1 * (config.method == "lora-qv") - 0.05 * (tokens == 32) + 2e-4 * config.seed * config.r
+
+    outcomes = {}
+    for name, accuracy in (("paper", paper_like), ("opposite", lambda config: 1.5 - paper_like(config))):
+        grid = Grid(folder=tmp_path / name)
+        keep_all(grid, figure2.EXHIBIT, lambda config, of=accuracy: of(config) + 1e-4 * config.seed * (config.r == 1))
+        outcomes[name] = [verdict.outcome for verdict in figure2.EXHIBIT.sheet(grid).verdicts]
+    assert outcomes["paper"][1:5] == ["held"] * 4
+    assert outcomes["opposite"][1:5] == ["not held"] * 4
+
+
+def test_figure_2_has_the_sizes_of_table_15_and_a_cloud_for_each_method(grid):
+    keep_all(grid, figure2.EXHIBIT, lambda config: 0.8)
+    sheet = figure2.EXHIBIT.sheet(grid)
+    (figure,) = sheet.figures
+    assert [series.name for series in figure.series] == list(dict.fromkeys(point.series for point in figure2.POINTS))
+    assert sum(len(series.points) for series in figure.series) == len(figure2.SEEDS) * len(figure2.POINTS)
+
+
+@pytest.mark.parametrize(("sign", "outcome"), [(1, "held"), (-1, "not held")])
+def test_the_verdicts_on_high_ranks_turn_with_the_numbers(grid, sign, outcome):
+    keep_all(
+        grid,
+        table18.EXHIBIT,
+        lambda config: 0.8 + sign * 0.03 * (4 <= config.r <= 16) + 1e-4 * config.seed * (1 + (config.r == 16)),
+    )
+    assert [verdict.outcome for verdict in table18.EXHIBIT.sheet(grid).verdicts] == [outcome] * 2

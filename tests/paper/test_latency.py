@@ -1,5 +1,6 @@
 """What is timed is what the paper timed, trials are interleaved, and the verdicts turn with the times."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from veneer.paper.latency_measurement import (
     PLAIN,
     QUICK_SETTINGS,
     SETTINGS,
+    SWEEP,
     interleaved,
     methods,
     model_with,
@@ -35,7 +37,7 @@ def test_every_model_starts_as_the_plain_one_and_is_timed_as_often():
     with torch.inference_mode():
         outputs = {name: model(ids).last_hidden_state for name, model in models.items()}
     for output in outputs.values():
-        torch.testing.assert_close(output, outputs[PLAIN])
+        torch.testing.assert_close(output, outputs[PLAIN])  # bfloat16 or float32, as the machine has it
     sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
     assert all(size > sizes[PLAIN] for name, size in sizes.items() if name != PLAIN)
     times = interleaved(models, setting, 3)
@@ -59,7 +61,7 @@ def measured(lin: float, houlsby: float, growth: float) -> dict[str, Any]:
             for name, share in ((PLAIN, 0.0), ("lora", 0.02), ("lin", lin), ("houlsby", houlsby))
         }
         settings.append({"batch": setting.batch, "tokens": setting.tokens, "ms": times})
-    return {"quick": False, "settings": settings}
+    return {"quick": False, "settings": settings, "sweep": []}
 
 
 @pytest.mark.parametrize(
@@ -80,3 +82,17 @@ def test_the_verdicts_turn_with_the_times(tmp_path, lin, houlsby, growth, outcom
 def test_a_quick_measurement_decides_nothing(tmp_path):
     sheet = latency.EXHIBIT.sheet(Grid(folder=tmp_path), {**measured(0.02, 0.03, 10), "quick": True})
     assert {verdict.outcome for verdict in sheet.verdicts} == {"not tested at this scale"}
+
+
+def test_figure_5_has_a_line_for_each_adapter_width_and_batch(tmp_path):
+    sweep = [
+        {**asdict(setting), "ms": {PLAIN: [10.0, 10.0], "lin": [10.0 + setting.batch] * 2, "houlsby": [13.0, 13.0]}}
+        for setting in SWEEP
+    ]
+    (figure,) = latency.EXHIBIT.sheet(Grid(folder=tmp_path), {**measured(0.02, 0.03, 10), "sweep": sweep}).figures
+    heights = {series.name: {round(y, 6) for _, y in series.points} for series in figure.series}
+    assert len(heights) == 8
+    for name, of in heights.items():
+        expected = 30 if name.startswith("Adapter^H") else 10 * int(name.rsplit(" ", 1)[1])
+        assert list(of) == [pytest.approx(expected)]
+    assert all(len(series.points) == 3 for series in figure.series)

@@ -104,3 +104,16 @@ def test_a_results_folder_holds_all_exhibits_and_is_light(tmp_path):
     assert {"index.html", *(f"{name}.md" for name in EXHIBITS), "tables/table2-trec.csv"} <= files
     assert page.stat().st_size < 2_000_000
     assert page.read_bytes() == write_paper(sheets, tmp_path / "again").read_bytes()
+
+
+@pytest.mark.parametrize("figure", [HEAT, CURVES, SCATTER], ids=lambda figure: figure.name)
+def test_a_figure_is_a_file_of_its_own_that_the_markdown_shows(tmp_path, figure):
+    sheet = replace(SHEET, figures=(figure,))
+    write_paper([sheet], tmp_path)
+    text = (tmp_path / f"{sheet.exhibit}.md").read_text()
+    (shown,) = re.findall(r"!\[.*\]\((\S+)\)", text)
+    root = ElementTree.fromstring((tmp_path / shown).read_text())
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"  # what a browser draws as a picture
+    assert {element.tag.partition("}")[0] for element in root.iter()} == {"{http://www.w3.org/2000/svg"}
+    words = "".join(root.itertext())
+    assert figure.x_label in words

@@ -81,7 +81,7 @@ def test_markdown_has_a_cell_for_each_and_escapes_its_own_signs():
     assert cells == [5, 5, 5, 5]
     assert "\\[bold]x\\[/] \\*a\\_b\\*" in lines[2]
     assert lines[1] == "|---|---:|---:|---:|"
-    text = sheet_as_markdown(SHEET)
+    text = sheet_as_markdown(SHEET, "figures")
     assert "**not held**" in text
     assert all(name in text for name in SHEET.missing)
 

@@ -48,3 +48,10 @@ def test_runs_that_are_there_are_found_and_not_done_again(tmp_path, monkeypatch,
     assert [grid.find(config).seed for config in CONFIGS] == [0, 1, 2]
     for folder in (tmp_path / "runs").iterdir():
         assert [file.name for file in folder.iterdir()] == [RESULTS_FILE]
+
+
+def test_two_spellings_of_one_run_are_done_once(tmp_path):
+    named = replace(CONFIGS[0], method="houlsby", sizes=(("r", 8),))
+    unnamed = replace(CONFIGS[0], method="houlsby")
+    assert named != unnamed
+    assert Grid(folder=tmp_path).missing([named, CONFIGS[1], unnamed]) == [named, CONFIGS[1]]

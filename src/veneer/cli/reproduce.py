@@ -45,7 +45,11 @@ class RunLines:
 
 def reproduce(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="table2, ranks, data, subspaces, latency, counts, or all.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="table2, figure2, ranks, table18, data, subspaces, latency, modern, counts, or all.",
+        ),
     ],
     render_only: Annotated[
         bool, typer.Option("--render-only", help="Run and measure nothing; write what the records at hand give.")
@@ -67,8 +71,7 @@ def reproduce(
     ),
 ) -> None:
     """Run what is missing for the paper's tables and figures, and write them with the paper's numbers beside ours."""
-    from veneer.paper.measurements import read_measurement
-    from veneer.paper.table_of_contents import EXHIBITS, find_exhibits
+    from veneer.paper.table_of_contents import all_sheets, find_exhibits
     from veneer.report.paper_files import write_paper
     from veneer.report.paper_terminal import sheet_on_terminal
     from veneer.training.grid import Grid
@@ -82,9 +85,11 @@ def reproduce(
         def left() -> float | None:
             return None if seconds is None else max(0.0, seconds - (time.monotonic() - started))
 
-        _fill(grid, [config for exhibit in chosen for config in exhibit.runs()], workers, ray, left())
+        while grid.missing(sweeps := [config for exhibit in chosen for config in exhibit.sweep(grid)]) and left() != 0:
+            _fill(grid, sweeps, workers, ray, left())  # what was run may ask for a rate beyond
+        _fill(grid, [config for exhibit in chosen for config in exhibit.runs(grid)], workers, ray, left())
         _measure([exhibit.name for exhibit in chosen], out, quick, left)
-    sheets = [exhibit.sheet(grid, read_measurement(out, exhibit.name)) for exhibit in EXHIBITS.values()]
+    sheets = all_sheets(runs, out)
     page = write_paper(sheets, out)
     for sheet in sheets:
         if sheet.exhibit in {exhibit.name for exhibit in chosen}:

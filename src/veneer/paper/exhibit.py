@@ -164,7 +164,7 @@ class Contents:
     verdicts: tuple[Verdict, ...] = ()
 
 
-def _no_runs() -> list[RunConfig]:
+def _no_runs(grid: Grid) -> list[RunConfig]:
     return []
 
 
@@ -180,10 +180,16 @@ class Exhibit:
     contents: Callable[[Grid, Measurement | None], Contents]
     """Records and the exhibit's own measurement, None where it was not made yet, to what they make."""
     scaled_down: tuple[str, ...] = ()
-    runs: Callable[[], list[RunConfig]] = _no_runs
-    """The runs it needs."""
+    sweep: Callable[[Grid], list[RunConfig]] = _no_runs
+    """The runs that choose learning rates, as far as the records in a grid tell which are needed."""
+    runs: Callable[[Grid], list[RunConfig]] = _no_runs
+    """The runs it needs besides, at the rates that the records choose."""
     measure: Callable[[Watcher, bool], Measurement] | None = None
     """Measures anew, told whether to be quick; None where records, or nothing, are enough."""
+
+    def missing(self, grid: Grid) -> list[RunConfig]:
+        """Return the runs that are not there yet, those that choose learning rates first, each once."""
+        return grid.missing([*self.sweep(grid), *self.runs(grid)])
 
     def sheet(self, grid: Grid, measurement: Measurement | None = None) -> Sheet:
         """Return what the records in `grid` and the measurement make of the exhibit."""
@@ -197,7 +203,7 @@ class Exhibit:
             figures=contents.figures,
             verdicts=contents.verdicts,
             scaled_down=self.scaled_down + _shortened(measurement),
-            missing=tuple(grid.place(config).name for config in grid.missing(self.runs()))
+            missing=tuple(grid.place(config).name for config in self.missing(grid))
             + (("the measurement itself",) if unmeasured else ()),
         )
 

@@ -8,7 +8,7 @@ all of them alike.
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,23 +20,24 @@ from veneer.methods.table import attach, find_method, low_rank, resized
 from veneer.paper.architectures import Attachment, gpt2_shape
 from veneer.paper.exhibit import Measurement
 from veneer.training.compare import Watcher
+from veneer.training.config import resolve_precision
 from veneer.training.machine import describe_machine, describe_versions
 
 QUERY_VALUE = ("query", "value")
-TRIALS, FEWEST_TRIALS, QUICK_TRIALS = 30, 5, 2
-SECONDS = 1200.0
+TRIALS, FEWEST_TRIALS, QUICK_TRIALS = 100, 3, 2
+SECONDS = 300.0
 """A setting is given no further trial after this time, once it has the fewest: a pass may take minutes on a CPU."""
 PLAIN = "plain"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One column of Table 1."""
+    """One column of Table 1, or one square of Figure 5."""
 
     batch: int
     tokens: int
-    adapters: str
-    """Trainable parameters of the adapters, as printed."""
+    adapters: str = ""
+    """Trainable parameters of the adapters, as Table 1 prints them."""
     lin: int
     """Width of Adapter^L's bottlenecks."""
     houlsby: int
@@ -49,6 +50,14 @@ SETTINGS = (
     Setting(batch=32, tokens=512, adapters="0.5M", lin=9, houlsby=5),
 )
 """The paper's three, the cheapest first; the widths are those that give the printed parameters."""
+SWEEP = tuple(
+    Setting(batch=batch, tokens=tokens, lin=r, houlsby=r)
+    for r in (16, 128)
+    for batch in (1, 4)
+    for tokens in (16, 64, 256)
+)
+"""Figure 5, coarsely: the paper's own axes are in its picture only."""
+SWEEP_TRIALS = 9
 QUICK_SETTINGS = tuple(Setting(batch=batch, tokens=16, adapters="tiny", lin=4, houlsby=2) for batch in (1, 2))
 SHAPE, QUICK_SHAPE = (1024, 24, 16), (64, 2, 2)
 """Width, blocks and heads: GPT-2 medium's, and a toy's."""
@@ -56,19 +65,21 @@ SHAPE, QUICK_SHAPE = (1024, 24, 16), (64, 2, 2)
 
 def measure(watcher: Watcher, quick: bool) -> Measurement:
     """Return the times of every trial, in milliseconds, by setting and method."""
-    trials = QUICK_TRIALS if quick else TRIALS
-    measured = []
-    for setting in QUICK_SETTINGS if quick else SETTINGS:
-        watcher.notify(f"latency: batch {setting.batch}, {setting.tokens} tokens, {trials} trials")
+
+    def times(setting: Setting, trials: int) -> dict[str, Any]:
+        watcher.notify(f"latency: batch {setting.batch}, {setting.tokens} tokens, at most {trials} trials")
         models = {name: model_with(setting, attachment, quick=quick) for name, attachment in methods(setting).items()}
-        times = interleaved(models, setting, trials)
-        measured.append({"batch": setting.batch, "tokens": setting.tokens, "adapters": setting.adapters, "ms": times})
+        return {**asdict(setting), "ms": interleaved(models, setting, trials)}
+
+    settings, sweep, trials = (QUICK_SETTINGS, (), QUICK_TRIALS) if quick else (SETTINGS, SWEEP, TRIALS)
     return {
         "quick": quick,
         "machine": describe_machine(),
         "versions": describe_versions(),
         "threads": torch.get_num_threads(),
-        "settings": measured,
+        "precision": resolve_precision("auto"),
+        "settings": [times(setting, trials) for setting in settings],
+        "sweep": [times(setting, SWEEP_TRIALS) for setting in sweep],
     }
 
 
@@ -100,7 +111,8 @@ def model_with(setting: Setting, attachment: Attachment | None, *, quick: bool) 
             own_targets=bool(attachment.weights),
         )
     backbone: nn.Module = model.base_model
-    return backbone.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if resolve_precision("auto") == "bfloat16" else torch.float32
+    return backbone.eval().to("cuda" if torch.cuda.is_available() else "cpu", dtype)
 
 
 def interleaved(models: Mapping[str, nn.Module], setting: Setting, trials: int) -> dict[str, list[float]]:

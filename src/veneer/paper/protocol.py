@@ -27,8 +27,8 @@ SCALED_DOWN = (
     "on two processor cores in minutes.",
     "Tasks: question types (TREC, 6 classes) and film reviews (Rotten Tomatoes, 2 classes, the sentences SST-2 is made "
     "of) instead of GLUE, WikiSQL and SAMSum: they come without a hub.",
-    "Training: 3 epochs in batches of 32, at one learning rate a method; the paper sweeps rates and trains for 10 to "
-    "80 epochs.",
+    "Training: 3 epochs in batches of 32; each method's learning rate is the best of three or more on validation "
+    "rows, with one seed. The paper sweeps rates too and trains for 10 to 80 epochs.",
     "Score: accuracy on test rows that chose nothing; the paper reports the best epoch on the rows it is chosen by, "
     "which is told beside.",
 )

@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, Number, Series, Table, Verdict
-from veneer.paper.protocol import SCALED_DOWN, TASKS, by_seed, run_of
-from veneer.paper.tabulation import difference, found, judge, mean, median_on_dev
+from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, Number, Table, Verdict
+from veneer.paper.protocol import SCALED_DOWN, TASKS, by_seed
+from veneer.paper.rates import sweep_of, tuned_runs
+from veneer.paper.tabulation import difference, found, judge, mean, mean_curves, median_on_dev
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
 MARGIN = 0.01
+METHOD = "lora-qv"
 SEEDS = range(3)
 RANKS = (1, 2, 4, 8, 64)
 QUERY_VALUE = ("query", "value")
@@ -55,28 +58,33 @@ def choices() -> list[Choice]:
     return list(dict.fromkeys([*TABLE_5, *(Choice(weights, r) for weights in TABLE_6 for r in RANKS)]))
 
 
-def runs_of(task: str, choice: Choice) -> list[RunConfig]:
-    """Return the runs of a choice on a task, by seed; alpha stays what it is for every rank, as in the paper."""
+def changes_of(choice: Choice) -> dict[str, Any]:
+    """Return what a choice changes in `METHOD`'s settings; alpha stays what it is for every rank, as in the paper."""
     own = choice.weights == QUERY_VALUE  # the method's own choice: named alike, `table2` has the same runs
-    changes = {"r": choice.r} if own else {"weights": choice.weights, "r": choice.r}
-    return [run_of(task, "lora-qv", seed, changes) for seed in SEEDS]
+    return {"r": choice.r} if own else {"weights": choice.weights, "r": choice.r}
 
 
-def runs() -> list[RunConfig]:
+def sweep(grid: Grid) -> list[RunConfig]:
+    """Return the runs that choose the learning rate of all choices, with LoRA as it is in `table2`."""
+    return [config for task in TASKS for config in sweep_of(grid, task, METHOD)]
+
+
+def runs_of(grid: Grid, task: str, choice: Choice) -> list[RunConfig]:
+    """Return the runs of a choice on a task, by seed."""
+    return tuned_runs(grid, task, METHOD, SEEDS, changes_of(choice))
+
+
+def runs(grid: Grid) -> list[RunConfig]:
     """Return every run of both tables, one seed of everything first."""
-    return by_seed([config for task in TASKS for choice in choices() for config in runs_of(task, choice)])
+    return by_seed([config for task in TASKS for choice in choices() for config in runs_of(grid, task, choice)])
 
 
 def contents(grid: Grid, measurement: Measurement | None) -> Contents:
     """Return both tables for each task, the accuracy along the ranks, and the verdicts."""
-    records = {task: {choice: found(grid, runs_of(task, choice)) for choice in choices()} for task in TASKS}
+    records = {task: {choice: found(grid, runs_of(grid, task, choice)) for choice in choices()} for task in TASKS}
     tables = [make(task, records[task]) for task in TASKS for make in (_table_5, _table_6)]
-    figures = [_figure(task, records[task]) for task in TASKS]
-    return Contents(
-        tables=tuple(tables),
-        figures=tuple(figure for figure in figures if figure.series),
-        verdicts=_verdicts(records),
-    )
+    figures = [figure for task in TASKS for figure in _figure(task, records[task])]
+    return Contents(tables=tuple(tables), figures=tuple(figures), verdicts=_verdicts(records))
 
 
 def _table_5(task: str, records: Mapping[Choice, Sequence[RunRecord]]) -> Table:
@@ -113,20 +121,12 @@ def _table_6(task: str, records: Mapping[Choice, Sequence[RunRecord]]) -> Table:
     )
 
 
-def _figure(task: str, records: Mapping[Choice, Sequence[RunRecord]]) -> Curves:
-    series = []
-    for weights in TABLE_6:
-        means = [(r, mean(records[Choice(weights, r)])) for r in RANKS]
-        points = tuple((float(r), number.value) for r, number in means if number is not None)
-        if points:
-            series.append(Series(name=Choice(weights, 1).label, points=points))
-    return Curves(
+def _figure(task: str, records: Mapping[Choice, Sequence[RunRecord]]) -> tuple[Curves, ...]:
+    return mean_curves(
         name=f"ranks-{task}",
         title=f"Accuracy along the ranks on {task}",
-        x_label="Rank r (logarithmic)",
-        y_label="Test accuracy, mean",
-        series=tuple(series),
-        log_x=True,
+        x_label="Rank r",
+        series={Choice(weights, 1).label: {r: records[Choice(weights, r)] for r in RANKS} for weights in TABLE_6},
     )
 
 
@@ -165,6 +165,7 @@ EXHIBIT = Exhibit(
     shows="Tables 5 and 6 (sections 7.1 and 7.2): GPT-3; W_q and W_v together are the best use of a budget, and r = 1 "
     "is enough for them.",
     contents=contents,
+    sweep=sweep,
     runs=runs,
     scaled_down=(*SCALED_DOWN, "Seeds: three; the budget of Table 5 is 36,864 parameters instead of 18.9 million."),
 )

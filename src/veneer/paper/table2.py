@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from veneer.paper.exhibit import Cell, Contents, Exhibit, Measurement, Scatter, Series, Table, Verdict
-from veneer.paper.protocol import SCALED_DOWN, TASKS, by_seed, run_of
+from veneer.paper.protocol import SCALED_DOWN, TASKS, by_seed
+from veneer.paper.rates import sweep_of, tuned_runs
 from veneer.paper.tabulation import accuracy_on_test, difference, found, judge, mean, median_on_dev, untested
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
@@ -104,19 +105,24 @@ NEAREST_TASK: Mapping[str, str] = {"rotten-tomatoes": "SST-2"}
 """Our task to the paper's that is like it; for the others the paper's average must do."""
 
 
-def runs_of(task: str, method: str) -> list[RunConfig]:
+def sweep(grid: Grid) -> list[RunConfig]:
+    """Return the runs that choose each method's learning rate on each task."""
+    return [config for task in TASKS for method in ENTRIES for config in sweep_of(grid, task, method)]
+
+
+def runs_of(grid: Grid, task: str, method: str) -> list[RunConfig]:
     """Return a method's runs on a task, by seed."""
-    return [run_of(task, method, seed) for seed in ENTRIES[method].seeds]
+    return tuned_runs(grid, task, method, ENTRIES[method].seeds)
 
 
-def runs() -> list[RunConfig]:
+def runs(grid: Grid) -> list[RunConfig]:
     """Return every run of the table, one seed of everything first."""
-    return by_seed([config for task in TASKS for method in ENTRIES for config in runs_of(task, method)])
+    return by_seed([config for task in TASKS for method in ENTRIES for config in runs_of(grid, task, method)])
 
 
 def contents(grid: Grid, measurement: Measurement | None) -> Contents:
     """Return a table for each task beside the paper's rows, accuracy against size, and the verdicts."""
-    records = {task: {method: found(grid, runs_of(task, method)) for method in ENTRIES} for task in TASKS}
+    records = {task: {method: found(grid, runs_of(grid, task, method)) for method in ENTRIES} for task in TASKS}
     return Contents(
         tables=(*(_table(task, records[task]) for task in TASKS), _paper_table(), _others_table()),
         figures=tuple(_figure(task, records[task]) for task in TASKS if any(records[task].values())),
@@ -132,7 +138,8 @@ def _table(task: str, records: Mapping[str, Sequence[RunRecord]]) -> Table:
         mine = records[method]
         beyond_head = mine[0].trainable_parameters - mine[0].head_parameters if mine else None
         minus_full = difference(mine, records["full"]) if method != "full" else None
-        ours: list[Cell] = [entry.label, beyond_head, mean(mine), minus_full, median_on_dev(mine), len(mine)]
+        rate = f"{mine[0].config['learning_rate']:g}" if mine else None
+        ours: list[Cell] = [entry.label, beyond_head, rate, mean(mine), minus_full, median_on_dev(mine), len(mine)]
         paper: list[Cell] = [None] * (2 + len(shown))
         if entry.paper_row is not None:
             name, printed, scores = PAPER_ROWS[entry.paper_row]
@@ -142,7 +149,7 @@ def _table(task: str, records: Mapping[str, Sequence[RunRecord]]) -> Table:
         name=f"table2-{task}",
         title=f"Table 2 on {task}",
         columns=(
-            "Method", "# trained", "Test accuracy", "Minus full fine-tuning", "Best epoch on dev", "Runs",
+            "Method", "# trained", "Rate", "Test accuracy", "Minus full fine-tuning", "Best epoch on dev", "Runs",
             "Paper's row", "# trained there", *(f"{name} there, %" for name in shown),
         ),
         rows=tuple(rows),
@@ -243,6 +250,7 @@ EXHIBIT = Exhibit(
     shows="Table 2 (section 5.2): RoBERTa and DeBERTa on GLUE; with 0.2 % of the parameters LoRA scores as full "
     "fine-tuning does.",
     contents=contents,
+    sweep=sweep,
     runs=runs,
     scaled_down=(
         *SCALED_DOWN,

@@ -1,16 +1,35 @@
 """Every exhibit, in the order in which the page shows them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from veneer.errors import unknown_name
-from veneer.paper import counts, data, latency, ranks, subspaces, table2
-from veneer.paper.exhibit import Exhibit
+from veneer.paper import counts, data, figure2, latency, modern, ranks, subspaces, table2, table18
+from veneer.paper.exhibit import Exhibit, Sheet
+from veneer.paper.measurements import read_measurement
+from veneer.training.grid import Grid
 
 EXHIBITS: Mapping[str, Exhibit] = {
     exhibit.name: exhibit
-    for exhibit in (table2.EXHIBIT, ranks.EXHIBIT, data.EXHIBIT, subspaces.EXHIBIT, latency.EXHIBIT, counts.EXHIBIT)
+    for exhibit in (
+        table2.EXHIBIT,
+        figure2.EXHIBIT,
+        ranks.EXHIBIT,
+        table18.EXHIBIT,
+        data.EXHIBIT,
+        subspaces.EXHIBIT,
+        latency.EXHIBIT,
+        modern.EXHIBIT,
+        counts.EXHIBIT,
+    )
 }
 ALL = "all"
+
+
+def all_sheets(runs: Path, folder: Path) -> list[Sheet]:
+    """Return what the records in `runs` and the measurements in `folder` make of every exhibit."""
+    grid = Grid(folder=runs)
+    return [exhibit.sheet(grid, read_measurement(folder, exhibit.name)) for exhibit in EXHIBITS.values()]
 
 
 def find_exhibits(name: str) -> list[Exhibit]:

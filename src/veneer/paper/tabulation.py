@@ -12,7 +12,7 @@ from statistics import fmean, median, stdev
 
 from scipy.stats import t as student  # type: ignore[import-untyped]  # scipy ships no types
 
-from veneer.paper.exhibit import Number, Outcome, Verdict
+from veneer.paper.exhibit import Curves, Number, Outcome, Series, Verdict
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -72,9 +72,13 @@ def difference(first: Sequence[RunRecord], second: Sequence[RunRecord], read: Re
     good = [(one, other) for one, other in pairs if not one.collapsed and not other.collapsed]
     if not good:
         return None
-    values = [read(one) - read(other) for one, other in good]
     left_out = len(pairs) - len(good)
     note = f"{left_out} pair{'s' * (left_out > 1)} with a collapsed run left out" if left_out else ""
+    return mean_difference([read(one) - read(other) for one, other in good], note=note)
+
+
+def mean_difference(values: Sequence[float], note: str = "") -> Number:
+    """Return the mean of one or more differences, a pair of runs each, with its confidence interval."""
     center, half = fmean(values), _half_width(values)
     low, high = (None, None) if half is None else (center - half, center + half)
     return Number(value=center, low=low, high=high, num_runs=len(values), signed=True, note=note)
@@ -86,6 +90,36 @@ def _half_width(values: Sequence[float]) -> float | None:
         return None
     quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
     return quantile * stdev(values) / math.sqrt(len(values))
+
+
+def mean_curves(
+    *,
+    name: str,
+    title: str,
+    x_label: str,
+    series: Mapping[str, Mapping[float, Sequence[RunRecord]]],
+    y_label: str = "Test accuracy, mean",
+    read: Read = accuracy_on_test,
+) -> tuple[Curves, ...]:
+    """Return one figure of the means along a logarithmic axis, or none where there is no run.
+
+    Args:
+        name: see `Curves`.
+        title: the same.
+        x_label: the same, without "(logarithmic)".
+        series: name of a line -> place on the axis -> the runs there.
+        y_label: what `read` gives.
+        read: which figure of a record is averaged.
+    """
+    lines = {
+        line: tuple((x, number.value) for x, records in runs.items() if (number := mean(records, read)) is not None)
+        for line, runs in series.items()
+    }
+    shown = tuple(Series(name=line, points=points) for line, points in lines.items() if points)
+    x_label = f"{x_label} (logarithmic)"
+    return (
+        (Curves(name=name, title=title, x_label=x_label, y_label=y_label, series=shown, log_x=True),) if shown else ()
+    )
 
 
 def judge(*, claim: str, source: str, differences: Mapping[str, Number | None], margin: float | None = None) -> Verdict:

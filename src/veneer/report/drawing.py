@@ -98,6 +98,12 @@ def to_svg(figure: Figure, *, name: str, description: str) -> str:
     return ElementTree.tostring(root, encoding="unicode").strip()
 
 
+def as_file(svg: str) -> str:
+    """Return an `svg` element of `to_svg` as a file of its own, on white: a picture does not know the page it is on."""
+    names = 'xmlns="http://www.w3.org/2000/svg"'
+    return svg.replace("<svg ", f'<svg {names} style="background: white; font-family: sans-serif" ', 1) + "\n"
+
+
 def _local(name: str) -> str:
     """Return an ElementTree name without its namespace."""
     return name.rpartition("}")[2]

@@ -1,8 +1,9 @@
 """The files of a results folder: one page for all exhibits, Markdown for each, CSV for each table.
 
-<folder>/index.html          every exhibit, the claims first
-<folder>/<exhibit>.md        one exhibit without its figures
-<folder>/tables/<table>.csv  one table, numbers unrounded
+<folder>/index.html              every exhibit, the claims first
+<folder>/<exhibit>.md            one exhibit
+<folder>/tables/<table>.csv      one table, numbers unrounded
+<folder>/figures/<figure>.svg    one figure
 """
 
 from collections.abc import Sequence
@@ -10,21 +11,27 @@ from pathlib import Path
 
 from veneer.files import write_text
 from veneer.paper.exhibit import Sheet
+from veneer.report.drawing import as_file
 from veneer.report.paper_csv import table_as_csv
+from veneer.report.paper_figures import figure_svg
 from veneer.report.paper_markdown import sheet_as_markdown
 from veneer.report.paper_page import render_paper
 
 PAGE_FILE = "index.html"
 TABLES_FOLDER = "tables"
+FIGURES_FOLDER = "figures"
 
 
 def write_paper(sheets: Sequence[Sheet], folder: Path) -> Path:
     """Write all sheets below `folder`, each file whole, and return the page's path; other files there stay."""
-    (folder / TABLES_FOLDER).mkdir(parents=True, exist_ok=True)
+    for name in (TABLES_FOLDER, FIGURES_FOLDER):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     for sheet in sheets:
-        write_text(folder / f"{sheet.exhibit}.md", sheet_as_markdown(sheet))
+        write_text(folder / f"{sheet.exhibit}.md", sheet_as_markdown(sheet, FIGURES_FOLDER))
         for table in sheet.tables:
             write_text(folder / TABLES_FOLDER / f"{table.name}.csv", table_as_csv(table))
+        for figure in sheet.figures:
+            write_text(folder / FIGURES_FOLDER / f"{figure.name}.svg", as_file(figure_svg(figure)))
     page = folder / PAGE_FILE
     write_text(page, render_paper(sheets))
     return page

@@ -6,13 +6,17 @@ from veneer.paper.exhibit import Cell, Sheet, Table
 from veneer.report.paper_cells import cell_note, cell_text, is_numeric
 
 
-def sheet_as_markdown(sheet: Sheet) -> str:
-    """Return the whole sheet but its figures."""
+def sheet_as_markdown(sheet: Sheet, figures: str) -> str:
+    """Return the whole sheet; its figures are pictures in the folder `figures` beside it."""
     parts = [f"# {sheet.title}", f"In the paper: {sheet.shows}"]
     if sheet.verdicts:
         rows = [(v.claim, v.source, f"**{v.outcome}**", v.because) for v in sheet.verdicts]
         parts.append("## Claims\n\n" + _lines(("Claim", "Where", "Here", "Because"), rows, numeric=set()))
     parts += [f"## {table.title}\n\n{table_as_markdown(table)}" for table in sheet.tables]
+    parts += [
+        f"## {figure.title}\n\n![{_escaped(figure.title)}]({figures}/{figure.name}.svg)\n\n{figure.caption}".rstrip()
+        for figure in sheet.figures
+    ]
     if sheet.scaled_down:
         parts.append("## What was scaled down\n\n" + "\n".join(f"- {line}" for line in sheet.scaled_down))
     if sheet.missing:

@@ -62,8 +62,11 @@ class Grid:
         return read_results(place).records[0] if (place / RESULTS_FILE).is_file() else None
 
     def missing(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
-        """Return those of `configs` that have not been done, in order."""
-        return [config for config in configs if not (self.place(config) / RESULTS_FILE).is_file()]
+        """Return those of `configs` that have not been done, in order; of several that define one run, the first."""
+        places: dict[Path, RunConfig] = {}
+        for config in configs:
+            places.setdefault(self.place(config), config)
+        return [config for place, config in places.items() if not (place / RESULTS_FILE).is_file()]
 
     def fill(
         self,

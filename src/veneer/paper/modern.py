@@ -1,0 +1,266 @@
+"""`modern`: what later work says of LoRA: its learning rate, its layers, its scaling, what it forgets."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from veneer.methods.table import find_method
+from veneer.paper import table2
+from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, Number, Outcome, Table, Verdict
+from veneer.paper.forgetting_measurement import METHODS as FORGETTING
+from veneer.paper.forgetting_measurement import NEIGHBOURS, measure
+from veneer.paper.protocol import SCALED_DOWN, TASKS, by_seed
+from veneer.paper.rates import best, chosen_rate, runs_at, sweep_of, tuned_runs
+from veneer.paper.tabulation import difference, found, judge, mean, mean_curves, mean_difference, untested
+from veneer.results import RunRecord
+from veneer.training.config import RunConfig
+from veneer.training.grid import Grid
+
+TASK = "trec"
+SEEDS = range(3)
+WIDE = range(-2, 3)
+"""Steps from a method's own rate: a tenth of it to ten times."""
+WIDE_METHODS = ("full", "lora-qv", "lora-all")
+TEN_TIMES = (3.0, 33.0)
+"""Ratios of two rates of `WIDE` that are nearer to ten than to one or a hundred."""
+WITHOUT_REGRET = "LoRA Without Regret (Thinking Machines, 2025)"
+LEARNS_LESS = "LoRA Learns Less and Forgets Less (arXiv 2405.09673)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One side of a comparison."""
+
+    label: str
+    method: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two settings of LoRA, of which later work says that the first is better."""
+
+    claim: str
+    source: str
+    first: Side
+    second: Side
+
+
+_QUERY_VALUE = Side(label="query + value, r = 8", method="lora-qv")
+_LARGE = Side(label="r = 64, alpha = 16", method="lora-qv", changes={"r": 64})
+COMPARISONS = (
+    Comparison(
+        claim="At the same rank, updates of every linear layer do better than those of query and value alone",
+        source=WITHOUT_REGRET,
+        first=Side(label="all linear, r = 8", method="lora-all"),
+        second=_QUERY_VALUE,
+    ),
+    Comparison(
+        claim="They do so with the same number of parameters, too",
+        source=WITHOUT_REGRET,
+        first=Side(label="all linear, r = 2", method="lora-all", changes={"r": 2}),
+        second=_QUERY_VALUE,
+    ),
+    Comparison(
+        claim="At r = 64, dividing alpha by the root of r does better than dividing it by r",
+        source="rsLoRA (arXiv 2312.03732)",
+        first=Side(label="r = 64, alpha / sqrt(r)", method="lora-qv", changes={"r": 64, "scaling": "rslora"}),
+        second=_LARGE,
+    ),
+    Comparison(
+        claim="At r = 64, alpha = 2 r does better than an alpha that stays",
+        source=LEARNS_LESS,
+        first=Side(label="r = 64, alpha = 128", method="lora-qv", changes={"r": 64, "alpha": 128.0}),
+        second=_LARGE,
+    ),
+)
+
+
+def sweep(grid: Grid) -> list[RunConfig]:
+    """Return the runs that choose learning rates."""
+    return [config for method in ("lora-qv", "lora-all") for config in sweep_of(grid, TASK, method)]
+
+
+def runs_of(grid: Grid, side: Side) -> list[RunConfig]:
+    """Return the runs of one side, by seed."""
+    return tuned_runs(grid, TASK, side.method, SEEDS, side.changes)
+
+
+def wide_sweep(method: str) -> Mapping[float, list[RunConfig]]:
+    """Return each rate's runs, by seed."""
+    runs = [config for seed in SEEDS for config in runs_at(TASK, method, WIDE, seed)]
+    rates = dict.fromkeys(config.peak_learning_rate() for config in runs)
+    return {rate: [config for config in runs if config.peak_learning_rate() == rate] for rate in rates}
+
+
+def runs(grid: Grid) -> list[RunConfig]:
+    """Return every run, one seed of everything first."""
+    compared = [config for one in COMPARISONS for side in (one.first, one.second) for config in runs_of(grid, side)]
+    wide = [config for method in WIDE_METHODS for of in wide_sweep(method).values() for config in of]
+    return by_seed([*compared, *wide])
+
+
+def contents(grid: Grid, measurement: Measurement | None) -> Contents:
+    """Return the rates, the comparisons, what was forgotten, and the verdicts."""
+    wide = {
+        method: {rate: found(grid, of) for rate, of in wide_sweep(method).items()}
+        for method in WIDE_METHODS
+    }  # fmt: skip
+    sides = [tuple(found(grid, runs_of(grid, side)) for side in (one.first, one.second)) for one in COMPARISONS]
+    runs_kept: list[Mapping[str, Any]] = list(measurement["runs"]) if measurement else []
+    return Contents(
+        tables=(_chosen(grid), _compared(sides), *([_forgotten(runs_kept)] if runs_kept else [])),
+        figures=_rates_figure(wide),
+        verdicts=(
+            _ten_times(wide),
+            *(
+                judge(claim=one.claim, source=one.source, differences={TASK: difference(first, second)})
+                for one, (first, second) in zip(COMPARISONS, sides, strict=True)
+            ),
+            _forgets_less(runs_kept, quick=bool(measurement and measurement["quick"])),
+        ),
+    )
+
+
+def _chosen(grid: Grid) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for task in TASKS:
+        for method, entry in table2.ENTRIES.items():
+            done, chosen = found(grid, sweep_of(grid, task, method)), chosen_rate(grid, task, method)
+            told = ", ".join(f"{record.config['learning_rate']:g}: {record.validation.accuracy:.3f}" for record in done)
+            own = find_method(method).learning_rate
+            rows.append((task, entry.label, told or None, None if chosen is None else f"{chosen:g}", f"{own:g}"))
+    return Table(
+        name="modern-rates",
+        title="The learning rates of all exhibits",
+        columns=("Task", "Method", "Rate: validation accuracy", "Chosen", "The method's own"),
+        rows=tuple(rows),
+        notes=(
+            "One seed a rate, and a step beyond the edge as long as the best lies there. The best on validation rows "
+            "is used for all seeds, among equals the one of least validation loss; until then the method's own.",
+        ),
+    )
+
+
+def _compared(sides: Sequence[tuple[list[RunRecord], ...]]) -> Table:
+    rows: list[tuple[Cell, ...]] = [
+        (one.first.label, mean(first), one.second.label, mean(second), difference(first, second))
+        for one, (first, second) in zip(COMPARISONS, sides, strict=True)
+    ]
+    return Table(
+        name="modern-comparisons",
+        title=f"Two by two on {TASK}",
+        columns=("First", "Test accuracy", "Second", "Test accuracy", "First minus second"),
+        rows=tuple(rows),
+        notes=(
+            "Mean ± sample standard deviation over seeds; the difference is over common seeds, with its 95 % interval.",
+        ),
+    )
+
+
+def _forgotten(runs_kept: Sequence[Mapping[str, Any]]) -> Table:
+    def number(method: str, figure: str) -> Number:
+        values = [run[figure] for run in runs_kept if run["method"] == method]
+        spread = mean_difference(values)
+        return Number(value=fmean(values), low=spread.low, high=spread.high, num_runs=len(values))
+
+    rates = {run["method"]: f"{run['learning_rate']:g}" for run in runs_kept}
+    rows: list[tuple[Cell, ...]] = [
+        (
+            table2.ENTRIES[method].label,
+            rates[method],
+            *(number(method, figure) for figure in ("accuracy", "neighbours_kept", "cosine")),
+        )
+        for method in rates
+    ]
+    return Table(
+        name="modern-forgetting",
+        title=f"What is left of the pretrained sentence embeddings after {TASK}",
+        columns=("Method", "Rate", "Accuracy learnt", "Neighbours kept", "Cosine to before"),
+        rows=tuple(rows),
+        notes=(
+            f"Of film reviews, which the training had none of: the share of a sentence's {NEIGHBOURS} nearest "
+            "neighbours that are still among them, and the mean cosine of its embedding before and after. Without any "
+            "forgetting both are 1. Means over seeds with their 95 % interval.",
+        ),
+    )
+
+
+def _rates_figure(wide: Mapping[str, Mapping[float, Sequence[RunRecord]]]) -> tuple[Curves, ...]:
+    return mean_curves(
+        name="modern-rates",
+        title=f"Accuracy along the learning rates on {TASK}",
+        x_label="Peak learning rate",
+        y_label="Validation accuracy, mean",
+        series={table2.ENTRIES[method].label: of for method, of in wide.items()},
+        read=lambda record: record.validation.accuracy,
+    )
+
+
+def _ten_times(wide: Mapping[str, Mapping[float, Sequence[RunRecord]]]) -> Verdict:
+    claim, source = "LoRA's best learning rate is about ten times that of full fine-tuning", WITHOUT_REGRET
+    if any(len(of) < len(SEEDS) for rates in wide.values() for of in rates.values()):
+        return untested(claim, source, "Not all rates were run with every seed yet.")
+    tops = {method: _best_rates(rates) for method, rates in wide.items()}
+    ratios = {
+        method: [lora / full for lora, full in zip(tops[method], tops["full"], strict=True)]
+        for method in WIDE_METHODS
+        if method != "full"
+    }
+    agreeing = [TEN_TIMES[0] <= ratio <= TEN_TIMES[1] for of in ratios.values() for ratio in of]
+    outcome: Outcome = "held" if all(agreeing) else "not held" if not any(agreeing) else "not tested at this scale"
+    because = "; ".join(
+        f"{table2.ENTRIES[method].label}: {', '.join(f'{ratio:.0f}' for ratio in of)} times"
+        for method, of in ratios.items()
+    )
+    return Verdict(
+        claim=claim,
+        source=source,
+        outcome=outcome,
+        because=f"The best of five rates on validation rows, seed by seed: {because}. About ten means nearer to ten "
+        "than to one or a hundred.",
+    )
+
+
+def _best_rates(rates: Mapping[float, Sequence[RunRecord]]) -> list[float]:
+    """Return each seed's best rate."""
+    by_number: dict[int, list[RunRecord]] = {}
+    for records in rates.values():
+        for record in records:
+            by_number.setdefault(record.seed, []).append(record)
+    return [float(best(by_number[seed]).config["learning_rate"]) for seed in sorted(by_number)]
+
+
+def _forgets_less(runs_kept: Sequence[Mapping[str, Any]], *, quick: bool) -> Verdict:
+    claim, source = "LoRA forgets less than full fine-tuning", LEARNS_LESS
+    if quick or not runs_kept:
+        return untested(claim, source, "Only a quick measurement was made." if quick else "Not measured yet.")
+    kept = {
+        method: {run["seed"]: run["neighbours_kept"] for run in runs_kept if run["method"] == method}
+        for method in FORGETTING
+    }
+    differences = {
+        table2.ENTRIES[method].label: mean_difference(
+            [kept[method][seed] - kept["full"][seed] for seed in kept["full"]]
+        )
+        for method in FORGETTING
+        if method != "full"
+    }
+    return judge(claim=claim, source=source, differences=differences)
+
+
+EXHIBIT = Exhibit(
+    name="modern",
+    title="Modern checks",
+    shows="Nothing of the paper: what later work says of LoRA's learning rate, layers, scaling and forgetting.",
+    contents=contents,
+    sweep=sweep,
+    runs=runs,
+    measure=measure,
+    scaled_down=(
+        *SCALED_DOWN,
+        "One task, TREC; seeds: three. MiniLM comes without the head that guesses masked words, so forgetting is "
+        "measured in what it was pretrained for last: which sentences are alike.",
+    ),
+)

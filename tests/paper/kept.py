@@ -1,0 +1,26 @@
+"""Made-up records where a grid looks for them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from tests.report.records import record, results
+from veneer.paper.exhibit import Exhibit
+from veneer.results import write_results
+from veneer.training.config import RunConfig
+from veneer.training.grid import Grid
+
+
+def keep(grid: Grid, configs: Sequence[RunConfig], accuracy: Callable[[RunConfig], float]) -> None:
+    """Put a made-up record where the grid looks for each run."""
+    for config in configs:
+        folder = grid.place(config)
+        folder.mkdir(parents=True)
+        made = record(config.method, accuracy(config), config.seed, data=config.data)
+        write_results(folder, results(replace(made, config=config.resolved().to_json())))
+
+
+def keep_all(grid: Grid, exhibit: Exhibit, accuracy: Callable[[RunConfig], float]) -> None:
+    """Put every run of an exhibit there, those that choose the rates first."""
+    while missing := grid.missing(exhibit.sweep(grid)):
+        keep(grid, missing, accuracy)
+    keep(grid, grid.missing(exhibit.runs(grid)), accuracy)

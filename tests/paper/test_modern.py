@@ -1,0 +1,120 @@
+"""The modern checks: verdicts turn with the numbers, and what is forgotten is counted as it is defined."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.paper.kept import keep_all
+from veneer.paper import modern
+from veneer.paper.forgetting_measurement import METHODS, neighbours_kept
+from veneer.training.config import RunConfig
+from veneer.training.grid import Grid
+
+OWN = {"full": 5e-5, "lora-qv": 1e-3, "lora-all": 5e-4}
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    return Grid(folder=tmp_path / "runs")
+
+
+def peaked(peaks: dict[str, float]) -> Callable[[RunConfig], float]:
+    """An accuracy that is best where the rate is this multiple of the method's own."""
+
+    def accuracy(config: RunConfig) -> float:
+        distance = abs(
+            torch.log10(torch.tensor(config.peak_learning_rate() / OWN[config.method] / peaks[config.method]))
+        )
+        return 0.9 - 0.05 * float(distance) + 0.0002 * config.seed
+
+    return accuracy
+
+
+def ten_times(grid: Grid, peaks: dict[str, float]) -> str:
+    keep_all(grid, modern.EXHIBIT, peaked(peaks))
+    return modern.EXHIBIT.sheet(grid).verdicts[0].outcome
+
+
+def test_ten_times_is_judged_by_the_best_rates_of_the_sweep(tmp_path):
+    assert ten_times(Grid(folder=tmp_path / "a"), {"full": 1, "lora-qv": 1, "lora-all": 1}) == "held"  # 20 and 10 times
+    assert ten_times(Grid(folder=tmp_path / "b"), {"full": 10, "lora-qv": 0.3, "lora-all": 0.3}) == "not held"
+    mixed = {"full": 1, "lora-qv": 10, "lora-all": 1}  # 200 and 10 times
+    assert ten_times(Grid(folder=tmp_path / "c"), mixed) == "not tested at this scale"
+
+
+def test_the_wide_sweep_goes_from_a_tenth_to_ten_times():
+    for method in modern.WIDE_METHODS:
+        multiples = [rate / OWN[method] for rate in modern.wide_sweep(method)]
+        assert multiples == pytest.approx([0.1, 0.3, 1, 3, 10])
+
+
+@pytest.mark.parametrize(("sign", "outcome"), [(1, "held"), (-1, "not held")])
+def test_the_comparisons_turn_with_the_numbers(grid, sign, outcome):
+    firsts = [runs for one in modern.COMPARISONS for runs in modern.runs_of(grid, one.first)]
+    seconds = [runs for one in modern.COMPARISONS for runs in modern.runs_of(grid, one.second)]
+    assert not set(firsts) & set(seconds)
+
+    def accuracy(config: RunConfig) -> float:
+        first = config.method == "lora-all" or config.scaling == "rslora" or config.alpha > 100
+        return 0.8 + sign * 0.02 * first + 0.0002 * config.seed * (1 + first)
+
+    keep_all(grid, modern.EXHIBIT, accuracy)
+    verdicts = modern.EXHIBIT.sheet(grid).verdicts[1 : 1 + len(modern.COMPARISONS)]
+    assert [verdict.outcome for verdict in verdicts] == [outcome] * len(modern.COMPARISONS)
+
+
+def measured(lora: float, full: float, *, quick: bool = False) -> dict[str, Any]:
+    runs = [
+        {
+            "method": method, "seed": seed, "learning_rate": OWN[method], "accuracy": 0.9, "cosine": 0.5,
+            "neighbours_kept": (full if method == "full" else lora) + 0.01 * seed * (method == "full"),
+        }
+        for method in METHODS for seed in range(3)
+    ]  # fmt: skip
+    return {"quick": quick, "runs": runs}
+
+
+@pytest.mark.parametrize(
+    ("measurement", "outcome"),
+    [
+        (measured(0.6, 0.3), "held"),
+        (measured(0.3, 0.6), "not held"),
+        (measured(0.6, 0.3, quick=True), "not tested at this scale"),
+        (None, "not tested at this scale"),
+    ],
+)
+def test_forgetting_is_judged_by_the_neighbours_that_are_left(grid, measurement, outcome):
+    assert modern.EXHIBIT.sheet(grid, measurement).verdicts[-1].outcome == outcome
+
+
+def unit(rows: int, d: int, seed: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(rows, d, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def test_a_rotation_forgets_nothing():
+    before = unit(50, 16, 0)
+    rotation, _ = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(1)))
+    assert neighbours_kept(before, before, 5) == 1.0
+    assert neighbours_kept(before, before @ rotation, 5) == 1.0
+
+
+def test_unrelated_embeddings_keep_what_chance_keeps():
+    rows, k = 400, 40
+    kept = neighbours_kept(unit(rows, 64, 0), unit(rows, 64, 1), k)
+    assert kept == pytest.approx(k / (rows - 1), abs=0.01)
+
+
+def test_neighbours_are_counted_as_one_would_by_hand():
+    """Four points on a circle; in the second layout the first two have swapped partners."""
+
+    def circle(*degrees: float) -> torch.Tensor:
+        angles = torch.deg2rad(torch.tensor(degrees))
+        return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+    before, after = circle(0, 10, 100, 115), circle(0, 100, 10, 115)
+    # nearest before: 1, 0, 3, 2; nearest after: 2, 3, 0, 1
+    assert neighbours_kept(before, after, 1) == 0.0
+    assert neighbours_kept(before, circle(0, 10, 100, 25), 1) == 0.75  # after: 1, 0, 3, and for the last now 1

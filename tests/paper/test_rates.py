@@ -1,0 +1,108 @@
+"""The learning rate of a method on a task: the best on validation rows, whatever the test rows say."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.report.records import record, results
+from veneer.methods.table import METHODS, find_method
+from veneer.paper.rates import SEED, chosen_rate, rate_at, sweep_of, tuned_runs
+from veneer.results import Scores, write_results
+from veneer.training.config import RunConfig
+from veneer.training.grid import Grid
+
+TASK, METHOD = "trec", "lora-qv"
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    return Grid(folder=tmp_path / "runs")
+
+
+def keep(grid: Grid, config: RunConfig, *, validation: float, test: float = 0.5, loss: float = 1.0) -> None:
+    folder = grid.place(config)
+    folder.mkdir(parents=True)
+    made = record(config.method, 0.5, config.seed, data=config.data)
+    assert made.test is not None
+
+    def scores(old: Scores, accuracy: float) -> Scores:
+        return replace(old, accuracy=accuracy, loss=loss)
+
+    found = {"validation": scores(made.validation, validation), "test": scores(made.test, test)}
+    write_results(folder, results(replace(made, **found, config=config.resolved().to_json())))
+
+
+def runs(grid: Grid) -> list[RunConfig]:
+    return sweep_of(grid, TASK, METHOD)
+
+
+def fill(grid: Grid, peak: float) -> None:
+    """Do the whole sweep where validation falls off from `peak`, and test does the opposite."""
+    for _ in range(20):
+        for config in grid.missing(runs(grid)):
+            distance = abs(math.log(config.peak_learning_rate() / peak))
+            keep(grid, config, validation=0.9 - 0.01 * distance, test=0.1 + 0.01 * distance)
+        if not grid.missing(runs(grid)):
+            return
+    raise AssertionError("the sweep does not end")
+
+
+def test_steps_go_by_one_three_and_ten():
+    own = find_method(METHOD).learning_rate
+    assert [rate_at(METHOD, step) / own for step in range(-3, 4)] == pytest.approx([0.03, 0.1, 0.3, 1, 3, 10, 30])
+
+
+def test_every_method_starts_with_its_own_rate_and_a_step_to_either_side(grid):
+    for method in METHODS:
+        rates = [config.peak_learning_rate() for config in sweep_of(grid, TASK, method)]
+        own = find_method(method).learning_rate
+        assert rates == pytest.approx([0.3 * own, own, 3 * own])
+        assert {config.seed for config in sweep_of(grid, TASK, method)} == {SEED}
+
+
+@pytest.mark.parametrize("step", range(-3, 4))
+def test_the_sweep_goes_on_until_validation_has_its_best_inside(grid, step):
+    fill(grid, rate_at(METHOD, step))
+    assert chosen_rate(grid, TASK, METHOD) == rate_at(METHOD, step)
+    tried = [config.peak_learning_rate() for config in runs(grid)]
+    assert tried[0] < rate_at(METHOD, step) < tried[-1]
+    assert len(tried) == 3 + max(0, abs(step))  # none further than needed
+
+
+@pytest.mark.parametrize(("peak", "furthest"), [(1e-9, -4), (0.99, 4)])
+def test_no_sweep_goes_further_than_a_hundredfold(grid, peak, furthest):
+    fill(grid, peak)
+    assert chosen_rate(grid, TASK, METHOD) == rate_at(METHOD, furthest)
+
+
+def test_no_rate_reaches_one(grid):
+    while missing := grid.missing(sweep_of(grid, TASK, "head")):
+        for config in missing:
+            keep(grid, config, validation=config.peak_learning_rate())
+    assert 1 / 3 < sweep_of(grid, TASK, "head")[-1].peak_learning_rate() < 1
+
+
+def test_among_equals_the_lower_validation_loss_chooses(grid):
+    configs = runs(grid)
+    for config, loss in zip(configs, (0.5, 0.4, 0.6), strict=True):
+        keep(grid, config, validation=0.8, loss=loss)
+    assert chosen_rate(grid, TASK, METHOD) == configs[1].peak_learning_rate()
+
+
+def test_an_unfinished_sweep_chooses_nothing_and_the_methods_own_rate_is_used(grid):
+    *some, _ = runs(grid)
+    for place, config in enumerate(some):
+        keep(grid, config, validation=0.8 - 0.1 * place)
+        assert chosen_rate(grid, TASK, METHOD) is None
+    (run,) = tuned_runs(grid, TASK, METHOD, [1])
+    assert run.peak_learning_rate() == find_method(METHOD).learning_rate
+
+
+def test_the_sweeps_own_run_is_the_first_seed_of_the_table(grid):
+    fill(grid, rate_at(METHOD, 1))
+    first, *others = tuned_runs(grid, TASK, METHOD, range(3))
+    assert first in runs(grid)
+    assert {run.peak_learning_rate() for run in others} == {first.peak_learning_rate()} == {rate_at(METHOD, 1)}
+    assert tuned_runs(grid, TASK, METHOD, [0], {"r": 4})[0].r == 4
