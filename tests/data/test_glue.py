@@ -16,7 +16,7 @@ from veneer.data import glue
 from veneer.data.glue import read_splits
 from veneer.data.metrics import METRICS
 from veneer.data.sources import DataRequest, load_rows, load_splits
-from veneer.errors import DataError, DownloadError
+from veneer.errors import DataError, DownloadError, UnknownNameError
 
 
 def parts_of(task):
@@ -187,6 +187,15 @@ def test_options_that_do_not_go_with_the_data_are_named(request_, part):
     for load in (load_splits, lambda request: load_rows(request, split="test")):
         with pytest.raises(DataError, match=part):
             load(request_)
+
+
+def test_an_unknown_task_is_no_hub_id(tmp_path, monkeypatch):
+    with pytest.raises(UnknownNameError, match="Did you mean 'glue/rte'"):
+        load_splits(DataRequest(data="glue/rtee"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "glue" / "mine").mkdir(parents=True)
+    with pytest.raises(DataError, match="holds no train file"):
+        load_splits(DataRequest(data="glue/mine", text="a", label="b"))
 
 
 def test_every_task_is_judged_by_a_metric_that_there_is():

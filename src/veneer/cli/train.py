@@ -40,10 +40,10 @@ def train(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Fine-tune on labelled text; leaves the adapter in OUT/adapter/ and the figures in OUT/results.json."""
-    from veneer.data.metrics import judged_by
+    from veneer.data.metrics import in_words, judged_by
     from veneer.training.config import RunConfig
     from veneer.training.output import require_free
-    from veneer.training.run import note_lines, prepare_data, run, told_figures
+    from veneer.training.run import note_lines, prepare_data, run
 
     config = RunConfig(
         model=model,
@@ -87,7 +87,7 @@ def train(
     metric, _ = judged_by(data, record.validation)
     stdout.print(
         f"trained {record.trainable_parameters:,} of {record.total_parameters:,} parameters; "
-        f"best epoch {record.best_epoch}, validation {told_figures(record.validation, [metric])}\n"
+        f"best epoch {record.best_epoch}, validation {in_words(record.validation, [metric])}\n"
         f"saved: {out / record.checkpoint} ({record.checkpoint_bytes:,} bytes)\nresults: {out / 'results.json'}",
         markup=False,
         soft_wrap=True,

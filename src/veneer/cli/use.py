@@ -31,9 +31,8 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Score a trained classifier on labelled text."""
-    from veneer.data.metrics import METRICS
+    from veneer.data.metrics import METRICS, in_words
     from veneer.data.sources import SHORT_NAMES, DataRequest, load_rows
-    from veneer.training.run import told_figures
     from veneer.training.saved import find_trained, load_trained, read_card
 
     task = "classification" if data in SHORT_NAMES else read_card(find_trained(adapter)).task
@@ -46,7 +45,7 @@ def evaluate(
         about = {"adapter": str(adapter), "data": name, "labels": trained.card.labels}
         print_json({**about, **asdict(scores), **scores.figures})
         return
-    told = told_figures(scores, [METRICS[key] for key in scores.figures])
+    told = in_words(scores, [METRICS[key] for key in scores.figures])
     stdout.print(f"{name}: {told}, {_loss_and_baseline(scores)}", markup=False, soft_wrap=True)
 
 

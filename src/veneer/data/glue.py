@@ -45,6 +45,8 @@ class GlueTask:
     """Role -> its column in the archive."""
     header: tuple[str, ...] | None = None
     """The archive's columns where its files do not name them."""
+    makers_files: Mapping[str, str] | None = None
+    """The files of its makers, for train and in place of dev, where they may be had without GLUE's."""
     labels: tuple[str, ...] = ()
     """Class names in the order of their numbers; none where a number is to be predicted."""
     metric: str = "accuracy"
@@ -82,6 +84,7 @@ TASKS: Mapping[str, GlueTask] = {
             folder="MRPC",
             columns=_TWO_TEXTS,
             archive_columns={"text": "#1 String", "text pair": "#2 String", "label": "Quality"},
+            makers_files={"train": "msr_paraphrase_train.txt", "dev": "msr_paraphrase_test.txt"},
             labels=("not_equivalent", "equivalent"),
             num_rows=(3_668, 408),
         ),
@@ -113,7 +116,6 @@ TASKS: Mapping[str, GlueTask] = {
         ),
     )
 }
-_MSR_FILES = {"train": "msr_paraphrase_train.txt", "dev": "msr_paraphrase_test.txt"}
 
 
 def read_splits(task: GlueTask, folder: str | None, notify: Callable[[str], None] | None = None) -> Splits:
@@ -141,8 +143,8 @@ def _find(task: GlueTask, place: Path) -> dict[str, Path]:
         {side: place / task.folder / f"{side}.tsv" for side in SIDES},
         {side: place / _hub_file(task, side) for side in SIDES},
     ]
-    if task.folder == "MRPC":
-        layouts.append({side: place / task.folder / name for side, name in _MSR_FILES.items()})
+    if task.makers_files is not None:
+        layouts.append({side: place / task.folder / name for side, name in task.makers_files.items()})
     for files in layouts:
         if all(file.is_file() for file in files.values()):
             return files
@@ -159,6 +161,7 @@ def _download(task: GlueTask, notify: Callable[[str], None] | None) -> dict[str,
     """Return the files of train and dev in the hub client's own cache, fetched the first time."""
     import huggingface_hub  # noqa: PLC0415  (needed without a folder only)
 
+    huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # else a line for each try
     if notify:
         notify(f"{task.name}: taking its files from {HUB_ID} on the hub (--glue FOLDER takes yours)")
     try:
@@ -225,8 +228,8 @@ def _read_archive(task: GlueTask, file: Path) -> Columns:
 def _notes(task: GlueTask, files: Mapping[str, Path], parts: Mapping[str, Examples]) -> list[str]:
     """Return what the user should know of where the rows come from."""
     notes = ["test: GLUE's dev rows, whose labels are known; those of its test rows are not"]
-    if files["dev"].name == _MSR_FILES["dev"]:
-        notes = ["test: Microsoft's own test rows, not GLUE's dev rows: scores are of another test than the paper's"]
+    if task.makers_files is not None and files["dev"].name == task.makers_files["dev"]:
+        notes = ["test: its makers' own test rows, not GLUE's dev rows: scores are of another test than the paper's"]
     elif (found := tuple(len(part) for part in parts.values())) != task.num_rows:
         notes += ["rows: {:,} and {:,} of train and dev, but GLUE has {:,} and {:,}".format(*found, *task.num_rows)]
     return notes

@@ -1,7 +1,7 @@
 """Scoring what a model answers against what is true, and by which figure a task is judged."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -127,6 +127,11 @@ def judged_by(data: str, scores: AnyScores) -> tuple[Metric, Metric]:
         return METRICS["pearson"], METRICS["spearman"]
     task = glue.TASKS.get(data)
     return METRICS[task.metric if task else "accuracy"], METRICS["macro_f1"]
+
+
+def in_words(scores: AnyScores, metrics: Iterable[Metric]) -> str:
+    """Return some of the scores' figures by name, for a line of text."""
+    return ", ".join(f"{metric.name} {scores.figures[metric.key]:.4f}" for metric in metrics)
 
 
 def score(outputs: Float[Tensor, "rows outputs"], answers: Shaped[Tensor, " rows"]) -> AnyScores:

@@ -174,13 +174,15 @@ def load_splits(request: DataRequest, notify: Notify | None = None) -> Splits:
 
 
 def _require_fitting(request: DataRequest) -> None:
-    """Raise a `DataError` that names each option that does not go with the data."""
+    """Raise a `DataError` that names each option that does not go with the data, or say that GLUE's task is unknown."""
     if request.data in SHORT_NAMES:
         given = [name for name in ("text", "label", "text_pair", "validation", "test") if getattr(request, name)]
         given += ["task"] * (request.task != "classification")
         if given:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise DataError(f"{request.data!r} brings its own columns and splits: leave out {options}")
+    elif request.data.startswith("glue/") and not Path(request.data).exists():
+        raise unknown_name("task of GLUE", request.data, glue.TASKS)
     if request.glue is not None and request.data not in glue.TASKS:
         raise DataError(f"--glue goes with {', '.join(glue.TASKS)}, not with {request.data!r}: leave it out")
 

@@ -110,7 +110,7 @@ def _claim_against_full(lora: MethodSummary, full: MethodSummary) -> str:
     if ours > theirs:
         above = "slightly above" if within_noise(lora, full) else "above"
         return f"{subject} was {above} full fine-tuning in {what} ({_pair(lora, full)}){_cost(lora)}."
-    if ours < 0:  # a share of a negative correlation, or of a positive one that is missed so far, says nothing
+    if ours < 0:  # only a correlation can be, and a percentage of one says nothing then
         return f"{subject} was below full fine-tuning in {what} ({_pair(lora, full)}){_cost(lora)}."
     # What displays as less is never rounded up to the whole.
     reached = min(100 * ours / theirs, 99.9)

@@ -12,7 +12,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from transformers import (
     set_seed,
 )
 
-from veneer.data.metrics import Metric, is_collapsed, judged_by, score
+from veneer.data.metrics import in_words, is_collapsed, judged_by, score
 from veneer.data.sources import ModelSource, Notify, find_model, load_splits
 from veneer.data.splits import Splits, sample
 from veneer.errors import ConfigError
@@ -341,13 +341,8 @@ def summary_line(record: RunRecord) -> str:
     """Return one line that says what a run reached."""
     name, scores = ("test", record.test) if record.test else ("validation", record.validation)
     mark = ", collapsed to one answer" if record.collapsed else ""
-    told = told_figures(scores, judged_by(record.data, scores))
+    told = in_words(scores, judged_by(record.data, scores))
     return f"{record.method}, seed {record.seed}: {name} {told}{mark}, {record.train_seconds:.0f} s"
-
-
-def told_figures(scores: AnyScores, metrics: Iterable[Metric]) -> str:
-    """Return the figures of `scores` by their names, in words."""
-    return ", ".join(f"{metric.name} {scores.figures[metric.key]:.4f}" for metric in metrics)
 
 
 def note_lines(splits: Splits) -> list[str]:

@@ -216,7 +216,8 @@ def _load_whole(source: ModelSource, labels: Sequence[str]) -> Classifier:
     broken = [name for name, tensor in classifier.model.named_parameters() if not bool(torch.isfinite(tensor).all())]
     problems = [f"{name} holds NaN or infinity" for name in broken]
     if classifier.is_head_new:
-        problems += [f"{name}: missing, or not made for {len(labels) or 'no'} labels" for name in classifier.head]
+        wanted = f"{len(labels)} labels" if labels else "one number"
+        problems += [f"{name}: missing, or not made for {wanted}" for name in classifier.head]
     if problems:
         raise AdapterFormatError(gathered(f"{source.name} cannot be used as a trained classifier:", problems))
     return classifier
