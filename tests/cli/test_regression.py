@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import pandas as pd
 import pytest
@@ -11,8 +12,13 @@ from transformers import AutoModelForSequenceClassification
 
 from tests.cli.tiny import SETTINGS, make_rows, veneer, worked, write_csv
 from tests.glue_files import made_rows, write_archive
+from veneer.data.splits import Examples
 from veneer.results import RegressionScores, read_results
 from veneer.training.saved import load_trained, read_card
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import peft
 
 COLUMNS = ("--text", "text", "--label", "score")
 REGRESSION = (*COLUMNS, "--task", "regression")
@@ -97,6 +103,17 @@ def test_a_fully_fine_tuned_model_computes_its_own_loss_as_the_mean_squared_erro
     ids, target = torch.tensor([[2, 7, 3], [2, 9, 3]]), torch.tensor([0.5, -1.0])
     output = model(input_ids=ids, labels=target)
     assert output.loss.item() == pytest.approx(((output.logits[:, 0] - target) ** 2).mean().item())
+
+
+def test_peft_reads_the_adapter_and_predicts_the_same(runs, tiny):
+    trained = load_trained(runs("lora-all"))
+    base = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=1)
+    theirs = peft.PeftModel.from_pretrained(base, runs("lora-all") / "adapter").eval()
+    texts = [text for text, _, _ in make_rows(7, seed=4)]
+    batch = trained.classifier.tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = theirs(**batch).logits[:, 0]
+    torch.testing.assert_close(trained.numbers(Examples(texts=tuple(texts))), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_merged_it_is_the_same_model(runs, numbers, tmp_path):
