@@ -8,10 +8,11 @@ This module does not measure and does not format: it only defines the values and
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from veneer.errors import ConfigError
 from veneer.files import write_text
@@ -22,7 +23,10 @@ RESULTS_FILE = "results.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """How well predictions fit one split of the data."""
+    """How well predicted classes fit one split of the data."""
+
+    CHOICE: ClassVar[str] = "macro_f1"
+    """Which of `figures` the best epoch and the best method are chosen by."""
 
     accuracy: float
     """Share of rows predicted right, 0 to 1."""
@@ -37,6 +41,63 @@ class Scores:
     confusion: list[list[int]]
     """Rows are true classes, columns predicted ones, in the order of the record's `labels`."""
 
+    @property
+    def matthews(self) -> float:
+        """Matthews's correlation of true and predicted classes, -1 to 1; 0 where either is one class only.
+
+        Source: Gorodkin, "Comparing two K-category assignments by a K-category correlation coefficient" (2004).
+        """
+        true, predicted = [sum(row) for row in self.confusion], [sum(row) for row in zip(*self.confusion, strict=True)]
+        total, hits = sum(true), sum(row[place] for place, row in enumerate(self.confusion))
+        covariance = total * hits - sum(t * p for t, p in zip(true, predicted, strict=True))
+        variances = (total**2 - sum(t * t for t in true)) * (total**2 - sum(p * p for p in predicted))
+        return covariance / math.sqrt(variances) if variances else 0.0
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the rows are judged by, more is better: the keys are those of `veneer.data.metrics.METRICS`."""
+        return {"accuracy": self.accuracy, "macro_f1": self.macro_f1, "matthews": self.matthews}
+
+    @property
+    def choice(self) -> float:
+        """What the best epoch and the best method are chosen by."""
+        return self.figures[self.CHOICE]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionScores:
+    """How well predicted numbers fit one split of the data."""
+
+    CHOICE: ClassVar[str] = "pearson"
+    """As for `Scores`."""
+
+    pearson: float
+    """Correlation of true and predicted numbers, -1 to 1; 0 where either are all equal."""
+    spearman: float
+    """The same of their ranks."""
+    loss: float
+    """Mean squared error, in the square of the numbers' unit."""
+    num_examples: int
+    """Rows of the split."""
+    target_sd: float
+    """Standard deviation of the true numbers; its square is the mean squared error of always answering their mean."""
+    predicted_sd: float
+    """Standard deviation of the predicted numbers."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the rows are judged by, as for `Scores`."""
+        return {"pearson": self.pearson, "spearman": self.spearman}
+
+    @property
+    def choice(self) -> float:
+        """What the best epoch and the best method are chosen by."""
+        return self.figures[self.CHOICE]
+
+
+AnyScores = Scores | RegressionScores
+"""What a run reached: of classes, or of numbers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
@@ -47,7 +108,7 @@ class RunRecord:
     data: str
     seed: int
     labels: list[str]
-    """Class names in the order of the model's outputs."""
+    """Class names in the order of the model's outputs; none where it predicts a number."""
     trainable_parameters: int
     """lora_parameters + head_parameters + other_parameters."""
     lora_parameters: int
@@ -64,16 +125,16 @@ class RunRecord:
     checkpoint: str
     """Where the checkpoint lies, relative to the results file."""
     best_epoch: int
-    """The epoch whose weights were kept: the best macro-F1 on validation, the earliest among equals. From 1."""
-    validation: Scores
-    test: Scores | None
+    """The epoch whose weights were kept: the best `choice` on validation, the earliest among equals. From 1."""
+    validation: AnyScores
+    test: AnyScores | None
     """None where no test rows were given."""
     collapsed: bool
-    """The kept model answers (nearly) one class only; see `veneer.data.metrics.is_collapsed`."""
+    """The kept model gives (nearly) one answer only; see `veneer.data.metrics.is_collapsed`."""
     train_curve: list[dict[str, float]]
     """`{"epoch": ..., "loss": ...}` at regular steps of training."""
     validation_curve: list[dict[str, float]]
-    """`{"epoch": ..., "loss": ..., "accuracy": ..., "macro_f1": ...}` after each epoch."""
+    """`{"epoch": ..., "loss": ...}` and the `figures` of the validation rows after each epoch."""
     split: dict[str, int]
     """Rows of `train`, `validation` and `test`."""
     config: dict[str, Any]
@@ -103,8 +164,12 @@ def record_from_json(value: Mapping[str, Any]) -> RunRecord:
     known = {f.name for f in fields(RunRecord)}
     if known != set(value):
         raise ConfigError(f"a run record must hold exactly the fields {sorted(known)}, but holds {sorted(value)}")
-    scores = {split: Scores(**value[split]) if value[split] is not None else None for split in ("validation", "test")}
+    scores = {split: value[split] and _scores_from_json(value[split]) for split in ("validation", "test")}
     return RunRecord(**{**value, **scores})
+
+
+def _scores_from_json(value: Mapping[str, Any]) -> AnyScores:
+    return RegressionScores(**value) if "pearson" in value else Scores(**value)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

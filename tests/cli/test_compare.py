@@ -129,7 +129,7 @@ def test_a_run_that_collapsed_is_marked(tiny, tmp_path):
     ended = worked("compare", "--model", tiny, "--data", data, *COLUMNS, *settings)
     [record] = results_of(tmp_path / "run")["records"]
     assert record["collapsed"]
-    assert "collapsed to one class" in ended.err
+    assert "collapsed to one answer" in ended.err
     assert "1 collapsed" in ended.out
     assert "collapsed" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 

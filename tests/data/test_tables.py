@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -327,3 +328,37 @@ def test_a_small_file_may_hold_one_row_of_each_class(tmp_path, count):
     names = [f"class {row}" for row in range(count)]
     path = write(tmp_path / "small.csv", {"text": names, "label": names})
     assert read_examples(path, text="text", label="label").labels == tuple(names)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_labels_are_numbers_where_the_task_is_regression(tmp_path, ending):
+    table = pd.DataFrame({"text": ["a", "b", "c"], "label": [3, -0.25, 1e3]})
+    path = tmp_path / f"numbers{ending}"
+    {
+        ".csv": lambda: table.to_csv(path, index=False),
+        ".tsv": lambda: table.to_csv(path, index=False, sep="\t"),
+        ".jsonl": lambda: table.to_json(path, orient="records", lines=True),
+        ".parquet": lambda: table.to_parquet(path, index=False),
+    }[ending]()
+    read = read_examples(path, text="text", label="label", task="regression")
+    assert read == Examples(texts=("a", "b", "c"), targets=(3.0, -0.25, 1000.0))
+
+
+def test_labels_that_are_no_numbers_are_named_by_kind_and_row(tmp_path):
+    path = tmp_path / "numbers.csv"
+    path.write_text("text,label\na,1\nb,\nc,high\nd,nan\ne,inf\nf,high\n")
+    with pytest.raises(DataError) as caught:
+        read_examples(path, text="text", label="label", task="regression")
+    lines = str(caught.value).splitlines()[1:]
+    assert [line.partition(": ")[2] for line in lines] == [
+        "missing or empty: 1 in all, row 2",
+        "not a number, such as 'high': 2 in all, row 3, 6",
+        "missing, or not finite: 2 in all, row 4, 5",
+    ]
+
+
+def test_a_truth_value_is_no_number(tmp_path):
+    path = tmp_path / "numbers.jsonl"
+    path.write_text('{"text": "a", "label": true}\n{"text": "b", "label": [1]}\n')
+    with pytest.raises(DataError, match=r"not a number, such as 'True'(.|\n)*not a number, such as '\[1\]'"):
+        read_examples(path, text="text", label="label", task="regression")

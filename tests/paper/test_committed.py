@@ -21,5 +21,5 @@ def test_the_page_and_its_tables_are_made_from_the_committed_records(tmp_path):
 def test_every_record_lies_where_its_configuration_is_looked_for():
     for folder in RUNS.iterdir():
         (record,) = read_results(folder).records
-        assert folder.name.startswith(f"{record.data}-{record.method}-seed{record.seed}-")
+        assert folder.name.startswith(f"{Path(record.data).stem}-{record.method}-seed{record.seed}-")
         assert not record.config["quick"]

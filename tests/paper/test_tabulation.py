@@ -2,9 +2,17 @@
 
 import pytest
 
-from tests.report.records import collapsed, record
+from tests.report.records import collapsed, record, regression
 from veneer.paper.exhibit import Number
-from veneer.paper.tabulation import best_on_dev, difference, judge, mean, median_on_dev
+from veneer.paper.tabulation import (
+    accuracy_on_test,
+    best_on_dev,
+    difference,
+    judge,
+    mean,
+    median_on_dev,
+    own_score_on_test,
+)
 
 
 def test_a_collapsed_run_is_left_out_of_the_mean_and_told_with_it():
@@ -102,3 +110,16 @@ def test_a_claim_is_decided_by_where_its_intervals_lie(differences, margin, outc
     verdict = judge(claim="c", source="s", differences=tasks, margin=margin)
     assert verdict.outcome == outcome
     assert all(task in verdict.because for task in tasks)
+
+
+def test_a_records_own_score_is_what_its_task_is_judged_by():
+    """Accuracy is that of the counts; Matthews's correlation of two even classes is 2 p - 1."""
+    ordinary, cola, stsb = record("full", 0.8), record("full", 0.8, data="glue/cola"), regression("full", 0.7)
+    assert own_score_on_test(ordinary) == accuracy_on_test(ordinary) == 0.8
+    assert own_score_on_test(cola) == pytest.approx(0.6)
+    assert accuracy_on_test(cola) == 0.8
+    assert own_score_on_test(stsb) == 0.7
+    assert best_on_dev(stsb) == max(epoch["pearson"] for epoch in stsb.validation_curve)
+    number = mean([stsb, regression("full", 0.8, 1)], own_score_on_test)
+    assert number is not None
+    assert number.value == pytest.approx(0.75)

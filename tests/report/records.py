@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from veneer.results import Results, RunRecord, Scores
+from veneer.results import RegressionScores, Results, RunRecord, Scores
 
 SIZES = {"head": (0, 770), "lora-qv": (73_728, 770), "lora-all": (294_912, 770), "full": (0, 770)}
 BASE_PARAMETERS = 22_713_216
@@ -86,6 +86,33 @@ def record(method: str = "lora-all", accuracy: float = 0.8, seed: int = 0, **cha
         },
     )
     return replace(made, **changes)
+
+
+def numbers(pearson: float, num_examples: int = 1000) -> RegressionScores:
+    """Scores of numbers that spread by 1.5, a Spearman correlation a little lower, and the error of a straight line."""
+    return RegressionScores(
+        pearson=pearson,
+        spearman=pearson - 0.01,
+        loss=1.5**2 * (1 - pearson**2),
+        num_examples=num_examples,
+        target_sd=1.5,
+        predicted_sd=1.5 * abs(pearson),
+    )
+
+
+def regression(method: str = "lora-all", pearson: float = 0.8, seed: int = 0, **changes: Any) -> RunRecord:
+    """A run that predicts numbers."""
+    made: dict[str, Any] = {
+        "data": "glue/stsb",
+        "labels": [],
+        "validation": numbers(min(pearson + 0.01, 1)),
+        "test": numbers(pearson),
+        "validation_curve": [
+            {"epoch": epoch, "loss": 0.5, "pearson": pearson - 0.1 / epoch, "spearman": pearson - 0.2 / epoch}
+            for epoch in range(1, 4)
+        ],
+    }
+    return replace(record(method, 0.8, seed), **{**made, **changes})
 
 
 def collapsed(method: str, seed: int = 0, **changes: Any) -> RunRecord:

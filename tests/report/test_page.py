@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from tests.report.records import collapsed, record, results, scores
+from tests.report.records import collapsed, record, regression, results, scores
 from veneer.errors import ConfigError
 from veneer.report.page import render_page
 from veneer.report.summary import summarize
@@ -62,7 +62,11 @@ def text_of(page):
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", body)).split())
 
 
-@pytest.mark.parametrize("made", [one_seed(), three_seeds(), many_classes(20), many_classes(50)])
+def numbers_predicted():
+    return results(*[regression(method, score) for method, score in METHODS.items()])
+
+
+@pytest.mark.parametrize("made", [one_seed(), three_seeds(), many_classes(20), many_classes(50), numbers_predicted()])
 def test_the_page_is_whole_and_needs_nothing_else(made):
     page = render_page(made)
     for part in OUTSIDE:
@@ -201,3 +205,11 @@ def test_the_console_table_shows_names_as_they_are():
     assert "[red]mine[/]" in printed([record("[red]mine[/]")], 100)
     assert "all collapsed" in printed([collapsed("full", 0), collapsed("full", 1)], 100)
     assert printed([], 80) is not None
+
+
+def test_of_numbers_the_page_tells_their_correlations_and_nothing_of_classes():
+    text = text_of(render_page(numbers_predicted()))
+    for part in ("Pearson", "Spearman", "always answering the mean has a mean squared error of 2.25", "num_labels=1"):
+        assert part in text
+    for part in ("ccuracy", "acro-F1", "confused", "classes "):
+        assert part not in text

@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import pytest
 
-from tests.report.records import collapsed, record, scores
+from tests.report.records import collapsed, record, regression, scores
 from veneer.report.confusion import confused_pairs, confusion_plot, summed_confusion
-from veneer.report.plots import METHOD_LOOKS, accuracy_plot, looks, loss_plot, mean_curve, spread_out, validation_plot
+from veneer.report.plots import METHOD_LOOKS, looks, loss_plot, mean_curve, score_plot, spread_out, validation_plot
 from veneer.report.summary import summarize
 
 HOSTILE = ['<script>alert("1")</script> & more', "$x^2$ \\frac", "中文 🙂 \u202e", "a\x00\x0b\ud800b", "w" * 60]
@@ -21,7 +21,7 @@ def texts(svg):
     return ["".join(element.itertext()) for element in ElementTree.fromstring(svg).iter("text")]
 
 
-@pytest.mark.parametrize("plot", [accuracy_plot, validation_plot, loss_plot])
+@pytest.mark.parametrize("plot", [score_plot, validation_plot, loss_plot])
 def test_each_method_is_named_and_drawn_in_its_colour(plot):
     svg = plot(four_methods())
     for summary in four_methods():
@@ -29,7 +29,7 @@ def test_each_method_is_named_and_drawn_in_its_colour(plot):
         assert METHOD_LOOKS[summary.method].colour.lower() in svg
 
 
-@pytest.mark.parametrize("plot", [accuracy_plot, validation_plot, loss_plot])
+@pytest.mark.parametrize("plot", [score_plot, validation_plot, loss_plot])
 @pytest.mark.parametrize("method", HOSTILE[:4])
 def test_hostile_names_stay_text(plot, method):
     svg = plot(summarize([record(method, 0.8, 0), record(method, 0.7, 1), record("full", 0.9)]))
@@ -41,21 +41,21 @@ def test_hostile_names_stay_text(plot, method):
 def test_plots_are_the_same_each_time_and_leave_no_setting_behind():
     before = dict(mpl.rcParams)
     summaries = four_methods()
-    for plot in (accuracy_plot, validation_plot, loss_plot):
+    for plot in (score_plot, validation_plot, loss_plot):
         assert plot(summaries) == plot(summaries)
     assert confusion_plot(summaries[0], name="x") == confusion_plot(summaries[0], name="x")
     assert dict(mpl.rcParams) == before
 
 
 def test_the_users_matplotlib_settings_do_not_show():
-    plain = accuracy_plot(four_methods())
+    plain = score_plot(four_methods())
     with mpl.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.facecolor": "red", "svg.hashsalt": "other"}):
-        assert accuracy_plot(four_methods()) == plain
+        assert score_plot(four_methods()) == plain
 
 
 def test_a_point_per_run_and_a_mean():
-    one = accuracy_plot(summarize([record("full", 0.8)]))
-    three = accuracy_plot(summarize([record("full", a, s) for s, a in enumerate((0.80, 0.81, 0.83))]))
+    one = score_plot(summarize([record("full", 0.8)]))
+    three = score_plot(summarize([record("full", a, s) for s, a in enumerate((0.80, 0.81, 0.83))]))
     assert "opacity: 0.4" in three
     assert "opacity: 0.4" not in one
 
@@ -74,14 +74,14 @@ def test_a_point_per_run_and_a_mean():
 )
 def test_odd_sets_of_runs_can_be_drawn(runs):
     summaries = summarize(runs)
-    for plot in (accuracy_plot, validation_plot, loss_plot):
+    for plot in (score_plot, validation_plot, loss_plot):
         ElementTree.fromstring(plot(summaries))
     for summary in summaries:
         ElementTree.fromstring(confusion_plot(summary, name="x"))
 
 
 def test_a_collapsed_run_below_the_frame_is_told_with_its_value():
-    svg = accuracy_plot(summarize([record("full", 0.90, 0), collapsed("full", 1), record("head", 0.88)]))
+    svg = score_plot(summarize([record("full", 0.90, 0), collapsed("full", 1), record("head", 0.88)]))
     assert "0.500 ↓" in texts(svg)
 
 
@@ -136,3 +136,15 @@ def test_hostile_class_names_on_the_axes():
     shown = texts(svg)
     assert "$x^2$ \\frac" in shown
     assert max(len(text) for text in shown) <= 18
+
+
+def test_the_axes_name_what_the_task_is_judged_by_and_end_where_it_does():
+    summaries = summarize([regression("full", -0.2), regression("head", -0.99), regression("lora-qv", 1.0)])
+    for plot, label in (
+        (score_plot, "Test Pearson correlation"),
+        (validation_plot, "Validation Pearson correlation"),
+        (loss_plot, "Training loss (mean squared error)"),
+    ):
+        assert label in texts(plot(summaries))
+    ticks = [float(text) for text in texts(score_plot(summaries)) if text.removeprefix("-").replace(".", "").isdigit()]
+    assert -1 <= min(ticks) < 0 < max(ticks) <= 1

@@ -7,7 +7,7 @@ import pytest
 from tests.report.records import BASE_PARAMETERS, collapsed, record, scores
 from veneer.errors import ConfigError
 from veneer.report.formatting import compact_count, duration, number, percent, plain, score, short_names, size
-from veneer.report.summary import best_by_validation, split_scores, standard_error, summarize
+from veneer.report.summary import best_by_validation, split_scores, summarize
 from veneer.report.terminal import markdown_table
 
 
@@ -30,29 +30,29 @@ def test_mean_and_sample_standard_deviation_over_seeds():
     seconds = [10.0, 20.0, 60.0]
     runs = [record("full", v, seed, train_seconds=t) for seed, (v, t) in enumerate(zip(values, seconds, strict=True))]
     (summary,) = summarize(runs)
-    assert summary.accuracy.mean == pytest.approx(0.73)
-    assert summary.accuracy.sd == pytest.approx((0.0014 / 2) ** 0.5)  # squares .0009 + .0001 + .0004, over n - 1
-    assert summary.accuracy.sd == pytest.approx(statistics.stdev(values))
-    assert summary.macro_f1.mean == pytest.approx(0.728)
-    assert summary.validation_macro_f1 == pytest.approx(0.738)
+    assert summary.score.mean == pytest.approx(0.73)
+    assert summary.score.sd == pytest.approx((0.0014 / 2) ** 0.5)  # squares .0009 + .0001 + .0004, over n - 1
+    assert summary.score.sd == pytest.approx(statistics.stdev(values))
+    assert summary.second_score.mean == pytest.approx(0.728)
+    assert summary.validation_choice == pytest.approx(0.738)
     assert summary.train_seconds == pytest.approx(30)
     assert (summary.num_runs, summary.num_collapsed, summary.all_collapsed) == (3, 0, False)
 
 
 def test_one_run_has_no_standard_deviation():
     (summary,) = summarize([record("head", 0.7)])
-    assert summary.accuracy.mean == 0.7
-    assert summary.accuracy.sd is None
-    assert score(summary.accuracy.mean, summary.accuracy.sd) == "0.700"
+    assert summary.score.mean == 0.7
+    assert summary.score.sd is None
+    assert score(summary.score.mean, summary.score.sd) == "0.700"
 
 
 def test_a_collapsed_run_is_left_out_and_reported():
     runs = [record("full", 0.8, 0), collapsed("full", 1, train_seconds=1e6), record("full", 0.9, 2)]
     (summary,) = summarize(runs)
-    assert summary.accuracy.mean == pytest.approx(0.85)
-    assert summary.accuracy.sd == pytest.approx(0.05 * 2**0.5)
-    assert summary.accuracy_with_collapsed.mean == pytest.approx(2.2 / 3)
-    assert summary.macro_f1_with_collapsed.mean == pytest.approx(2.2 / 3 - 0.002)
+    assert summary.score.mean == pytest.approx(0.85)
+    assert summary.score.sd == pytest.approx(0.05 * 2**0.5)
+    assert summary.score_with_collapsed.mean == pytest.approx(2.2 / 3)
+    assert summary.second_score_with_collapsed.mean == pytest.approx(2.2 / 3 - 0.002)
     assert summary.train_seconds < 1000
     assert (summary.num_runs, summary.num_collapsed, summary.all_collapsed) == (3, 1, False)
     assert [run.seed for run in summary.scored] == [0, 2]
@@ -61,14 +61,14 @@ def test_a_collapsed_run_is_left_out_and_reported():
 def test_where_all_collapsed_the_mean_is_over_all_and_marked():
     (summary,) = summarize([collapsed("full", 0), collapsed("full", 1)])
     assert summary.all_collapsed
-    assert summary.accuracy.mean == summary.accuracy_with_collapsed.mean == 0.5
+    assert summary.score.mean == summary.score_with_collapsed.mean == 0.5
     assert len(summary.scored) == 2
 
 
 def test_one_record_without_test_rows_moves_all_to_validation():
     summaries = summarize([record("head", 0.7), record("full", 0.8, test=None)])
     assert {s.split for s in summaries} == {"validation"}
-    assert [s.accuracy.mean for s in summaries] == [pytest.approx(0.71), pytest.approx(0.81)]
+    assert [s.score.mean for s in summaries] == [pytest.approx(0.71), pytest.approx(0.81)]
     run = record("full", 0.8, test=None)
     assert split_scores(run, "test") is run.validation
 
@@ -97,11 +97,6 @@ def test_the_best_method_is_chosen_on_validation_not_on_test():
     best = best_by_validation(summarize([liked, lucky]))
     assert best is not None
     assert best.method == "lora-qv"
-
-
-def test_standard_error_of_a_share():
-    assert standard_error(0.5, 100) == 0.05
-    assert standard_error(1.0, 100) == 0.0
 
 
 @pytest.mark.parametrize(

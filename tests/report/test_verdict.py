@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tests.report.records import collapsed, record, scores
+from tests.report.records import collapsed, numbers, record, regression, scores
 from veneer.report.summary import summarize
 from veneer.report.verdict import headline, noise, verdict, within_noise
 
@@ -77,10 +77,10 @@ def test_nothing_at_all():
 
 def test_collapses_are_told():
     some = said(record("lora-all", 0.8), record("full", 0.9, 0), record("full", 0.9, 1), collapsed("full", 2))
-    assert "1 of 3 runs of full fine-tuning collapsed onto one class and is left out (0.767 ± 0.231 with it)." in some
+    assert "1 of 3 runs of full fine-tuning collapsed onto one answer and is left out (0.767 ± 0.231 with it)." in some
     assert "no yardstick" in said(record("lora-all", 0.8), collapsed("full"))
     assert "nothing to compare" in said(collapsed("lora-all"), record("full", 0.8))
-    assert said(collapsed("head")).startswith("Training the head alone collapsed onto one class in every run.")
+    assert said(collapsed("head")).startswith("Training the head alone collapsed onto one answer in every run.")
 
 
 def test_validation_in_place_of_test_is_said():
@@ -112,3 +112,31 @@ def test_the_claim_is_one_sentence():
     claim = verdict(summarize([record("lora-all", 0.803), record("full", 0.814)])).claim
     assert claim.count(". ") == 0
     assert claim.endswith(".")
+
+
+def test_the_metric_of_the_task_is_named_throughout():
+    text = said(regression("lora-all", 0.883), regression("full", 0.891))
+    assert text.startswith(
+        "LoRA on all linear layers reached 99.1 % of full fine-tuning's test Pearson correlation (0.883 against 0.891"
+    )
+    assert "within the noise" in text
+    assert "accuracy" not in text
+    cola = [record(method, 0.9, data="glue/cola") for method in ("lora-all", "head")]
+    assert "reached a test Matthews correlation of 0.800, the head alone 0.800" in said(*cola)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(-0.2, 0.5), (-0.3, -0.1)])
+def test_no_share_is_taken_of_a_negative_correlation(ours, theirs):
+    text = said(regression("lora-all", ours), regression("full", theirs))
+    assert "LoRA on all linear layers was below full fine-tuning in test Pearson correlation (-0." in text
+    assert "%" not in text.partition("(")[0]
+
+
+def test_the_noise_of_a_correlation_is_that_of_its_own_formula():
+    one, other = summarize([regression("lora-all", 0.9), regression("full", 0.9)])
+    padded = 0.9 * 1000 / 1002
+    assert noise(one, other) == pytest.approx(2 * math.sqrt(2 * (1 - padded**2) ** 2 / 1002))
+    perfect, good = summarize(
+        [regression("lora-all", 1.0, test=numbers(1.0, 20)), regression("full", 0.8, test=numbers(0.8, 20))]
+    )
+    assert within_noise(perfect, good)

@@ -23,6 +23,7 @@ BAD = {
     "validation_share": [0.0, 1.0, math.nan],
     "test_share": [-0.1, 1.0],
     "precision": ["int8"],
+    "task": ["ranking"],
     "attention": ["flash"],
     "r": [0, -1],
     "alpha": [0.0, math.nan, math.inf],
@@ -74,13 +75,24 @@ def test_settings_survive_json():
     assert RunConfig(**json.loads(json.dumps(config.to_json()))) == config
     config = replace(GOOD, method="lora-prefix-layer", weights=("output", "key"), sizes=(("prefix_tokens", 3),))
     assert RunConfig(**json.loads(json.dumps(config.to_json()))) == config
-    assert set(config.to_json()) == {field.name for field in fields(RunConfig)}
+    config = replace(config, task="regression")
+    assert RunConfig(**json.loads(json.dumps(config.to_json()))) == config
+    assert set(config.to_json()) == {field.name for field in fields(RunConfig)} - {"glue"}
 
 
 def test_sizes_and_weights_are_settings_of_their_own_only_where_they_are_used():
     """So that runs done before there were any keep their places in a grid."""
     for method in ("head", "lora-qv", "lora-all", "full", "bitfit"):
         assert not {"sizes", "weights"} & replace(GOOD, method=method).resolved().to_json().keys()
+
+
+def test_a_run_is_the_same_wherever_the_files_of_glue_lie_and_classification_is_no_setting():
+    """Runs done before there was a choice of tasks keep their places too."""
+    config = replace(GOOD, data="glue/rte")
+    assert replace(config, glue="/somewhere").to_json() == config.to_json()
+    assert "task" not in config.to_json()
+    assert replace(config, task="regression").to_json() != config.to_json()
+    assert replace(config, glue="/somewhere").data_request().glue == "/somewhere"
 
 
 def test_sizes_and_weights_given_in_another_order_or_as_they_are_anyway_are_the_same_run():

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from veneer.cli import options
 from veneer.cli.console import note, progress_bars, stdout
+
+if TYPE_CHECKING:
+    from veneer.training.config import RunConfig
 
 QUICK = {"epochs": 2, "max_train_rows": 640, "max_eval_rows": 300, "batch_size": 16, "max_tokens": 40}
 QUICK_RATE = 2
@@ -25,6 +28,8 @@ def compare(
     text: options.Text = None,
     label: options.Label = None,
     text_pair: options.TextPair = None,
+    task: options.Task = "classification",
+    glue: options.Glue = None,
     validation: options.Validation = None,
     test: options.Test = None,
     test_share: Annotated[float, typer.Option(help="Share held out for test where no test rows are given.")] = 0.2,
@@ -53,7 +58,7 @@ def compare(
     """Fine-tune by several methods and report what each gained and cost."""
     from veneer.errors import ConfigError
     from veneer.files import write_text
-    from veneer.methods.table import METHODS, find_method
+    from veneer.methods.table import METHODS
     from veneer.report.page import render_page
     from veneer.report.summary import summarize
     from veneer.report.terminal import results_table
@@ -74,6 +79,8 @@ def compare(
         text=text,
         label=label,
         text_pair=text_pair,
+        task=task,  # type: ignore[arg-type]  # checked by RunConfig, as are others below
+        glue=glue,
         validation=validation,
         test=test,
         test_share=test_share,
@@ -86,19 +93,14 @@ def compare(
         alpha=alpha,
         dropout=dropout,
         base_dropout=base_dropout,
-        precision=precision,  # type: ignore[arg-type]  # checked by RunConfig
+        precision=precision,  # type: ignore[arg-type]
         quick=quick,
     )
     notes = []
     if quick:
         shared = replace(shared, **QUICK)  # type: ignore[arg-type]
         notes.append(QUICK_NOTE.format(**QUICK))
-    rates = {name: find_method(name).learning_rate * (QUICK_RATE if quick else 1) for name in names}
-    configs = [
-        replace(shared, seed=seed + n, method=name, learning_rate=rate)
-        for n in range(seeds)
-        for name, rate in rates.items()
-    ]
+    configs = _configs(shared, names, seeds)
     data_notes = note_lines(prepare_data(shared, note))
     for line in notes + data_notes:
         note(line)
@@ -109,3 +111,15 @@ def compare(
     stdout.print(results_table(summaries))
     stdout.print(headline(summaries), markup=False, soft_wrap=True)
     stdout.print(f"\nreport: {out / REPORT_FILE}\nresults: {out / 'results.json'}", markup=False, soft_wrap=True)
+
+
+def _configs(shared: "RunConfig", names: tuple[str, ...], num_seeds: int) -> "list[RunConfig]":
+    """Return a run for each seed and method, one seed of every method first."""
+    from veneer.methods.table import find_method
+
+    rates = {name: find_method(name).learning_rate * (QUICK_RATE if shared.quick else 1) for name in names}
+    return [
+        replace(shared, seed=shared.seed + number, method=name, learning_rate=rate)
+        for number in range(num_seeds)
+        for name, rate in rates.items()
+    ]

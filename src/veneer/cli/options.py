@@ -17,8 +17,15 @@ Data = Annotated[
     ),
 ]
 Text = Annotated[str | None, typer.Option("--text", help="Column with the text.")]
-Label = Annotated[str | None, typer.Option("--label", help="Column with the class.")]
+Label = Annotated[str | None, typer.Option("--label", help="Column with the class, or with the number to predict.")]
 TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column with the second text of each row.")]
+Task = Annotated[str, typer.Option("--task", help="What the labels of a table are: classification or regression.")]
+Glue = Annotated[
+    str | None,
+    typer.Option(
+        "--glue", help="Folder of GLUE's files, for --data glue/rte and the like; else VENEER_GLUE or the hub."
+    ),
+]
 Validation = Annotated[
     str | None, typer.Option("--validation", help="File with validation rows; else a share of the data is held out.")
 ]

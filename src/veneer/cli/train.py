@@ -16,6 +16,8 @@ def train(
     text: options.Text = None,
     label: options.Label = None,
     text_pair: options.TextPair = None,
+    task: options.Task = "classification",
+    glue: options.Glue = None,
     validation: options.Validation = None,
     test: options.Test = None,
     validation_share: Annotated[float, typer.Option(help="Share held out where no validation rows are given.")] = 0.1,
@@ -38,6 +40,7 @@ def train(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Fine-tune on labelled text; leaves the adapter in OUT/adapter/ and the figures in OUT/results.json."""
+    from veneer.data.metrics import in_words, judged_by
     from veneer.training.config import RunConfig
     from veneer.training.output import require_free
     from veneer.training.run import note_lines, prepare_data, run
@@ -51,6 +54,8 @@ def train(
         text=text,
         label=label,
         text_pair=text_pair,
+        task=task,  # type: ignore[arg-type]  # checked by RunConfig, as are others below
+        glue=glue,
         validation=validation,
         test=test,
         validation_share=validation_share,
@@ -60,7 +65,7 @@ def train(
         learning_rate=learning_rate,
         max_tokens=max_tokens,
         base_dropout=base_dropout,
-        precision=precision,  # type: ignore[arg-type]  # checked by RunConfig, as are the next two
+        precision=precision,  # type: ignore[arg-type]
         r=r,
         alpha=alpha,
         dropout=dropout,
@@ -79,9 +84,10 @@ def train(
         bars.run_started(config, 1, 1)
         record = run(config, out, on_progress=bars.run_progressed, notify=bars.notify, overwrite=overwrite)
         bars.run_ended(record)
+    metric, _ = judged_by(data, record.validation)
     stdout.print(
         f"trained {record.trainable_parameters:,} of {record.total_parameters:,} parameters; "
-        f"best epoch {record.best_epoch}, validation accuracy {record.validation.accuracy:.4f}\n"
+        f"best epoch {record.best_epoch}, validation {in_words(record.validation, [metric])}\n"
         f"saved: {out / record.checkpoint} ({record.checkpoint_bytes:,} bytes)\nresults: {out / 'results.json'}",
         markup=False,
         soft_wrap=True,

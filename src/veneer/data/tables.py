@@ -8,6 +8,7 @@ lose the white space around them. This module does not split, drops no row and g
 import csv
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from veneer.data.splits import Examples
+from veneer.data.splits import Examples, Task
 from veneer.errors import DataError, UnknownNameError, gathered, unknown_name
 
 Columns = dict[str, list[object]]  # role ("text", "text pair", "label") -> each row's value, None where it has none
@@ -38,14 +39,17 @@ _BEGINNINGS = {
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons"}
 
 
-def read_examples(path: Path, *, text: str, label: str | None, text_pair: str | None = None) -> Examples:
+def read_examples(
+    path: Path, *, text: str, label: str | None, text_pair: str | None = None, task: Task = "classification"
+) -> Examples:
     """Read the named columns of a .csv, .tsv, .jsonl or .parquet file.
 
     Args:
         path: The file; its ending says what it is.
         text: Column of the text, or of the first of two texts.
-        label: Column of the class name; None for text without labels.
+        label: Column of the class name, or of the number to predict; None for text without labels.
         text_pair: Column of the second text where the task is about two.
+        task: Whether labels are classes or numbers.
 
     Raises:
         UnknownNameError: The file has no such column; the message names each.
@@ -57,20 +61,40 @@ def read_examples(path: Path, *, text: str, label: str | None, text_pair: str | 
         listed = ", ".join(f"{role} = {column!r}" for role, column in wanted.items())
         raise DataError(f"{path}: one column was given twice ({listed}): each needs a column of its own")
     read, content = _opened(path)
-    columns = read(path, content, wanted)
+    return checked_examples(path, read(path, content, wanted), wanted, task=task)
+
+
+def checked_examples(path: Path, columns: Columns, wanted: Mapping[str, str], *, task: Task) -> Examples:
+    """Return the rows of a file whose columns were read, or raise a `DataError` that lists every problem.
+
+    Args:
+        path: The file, for messages.
+        columns: Each role's values; "text" at the least.
+        wanted: Role -> the column's name, for messages.
+        task: Whether labels are classes or numbers.
+    """
     if not columns["text"]:
         raise DataError(f"{path} is empty: it names its columns, but has no rows. Give at least one row")
-    names = [_as_name(value) for value in columns.pop("label", [])]
-    problems = [problem for role in columns for problem in _row_problems(wanted[role], columns[role], _text_fault)]
-    if label is not None:
+    problems = [
+        problem
+        for role in columns
+        if role != "label"
+        for problem in _row_problems(wanted[role], columns[role], _text_fault)
+    ]
+    labels: tuple[str, ...] | None = None
+    targets: tuple[float, ...] | None = None
+    if "label" in columns and task == "regression":
+        numbers = [_as_number(value) for value in columns["label"]]
+        problems += _row_problems(wanted["label"], numbers, _number_fault)
+        targets = tuple(number for number in numbers if isinstance(number, float))
+    elif "label" in columns:
+        names = [_as_name(value) for value in columns["label"]]
         problems += _label_problems(wanted["label"], names)
+        labels = tuple(map(str, names))
     if problems:
         raise DataError(gathered(f"{path}: unusable rows (counted from 1, the header not counted)", problems))
-    return Examples(
-        texts=tuple(map(str, columns["text"])),
-        pairs=tuple(map(str, columns["text pair"])) if text_pair is not None else None,
-        labels=tuple(map(str, names)) if label is not None else None,
-    )
+    pairs = tuple(map(str, columns["text pair"])) if "text pair" in columns else None
+    return Examples(texts=tuple(map(str, columns["text"])), pairs=pairs, labels=labels, targets=targets)
 
 
 def _opened(path: Path) -> tuple[Reader, bytes]:
@@ -236,7 +260,7 @@ def _label_problems(column: str, names: Sequence[object]) -> list[str]:
 
 
 def _label_fault(name: object) -> str:
-    regression = "a fraction looks like a regression target; classification needs class names"
+    regression = "a fraction looks like a regression target; give class names, or --task regression"
     return regression if isinstance(name, float) else _text_fault(name)
 
 
@@ -248,3 +272,20 @@ def _as_name(value: object) -> object:
         return str(int(value))
     stripped = value.strip() if isinstance(value, str) else value
     return None if str(stripped).lower() == "nan" else stripped
+
+
+def _as_number(value: object) -> object:
+    """Return a label as a number, None where it is missing, or the value itself where it is none."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return value
+    try:
+        return float(value) if str(value).strip() else None
+    except (ValueError, OverflowError):
+        return value
+
+
+def _number_fault(value: object) -> str:
+    """Return what keeps a value from being a number to predict, or "" where it is one."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else "missing, or not finite"
+    return "missing or empty" if value is None else f"not a number, such as {str(value)[:20]!r}"

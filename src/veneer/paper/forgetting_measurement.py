@@ -16,6 +16,7 @@ from veneer.data.sources import DataRequest, find_model, load_splits
 from veneer.data.splits import Examples
 from veneer.paper.exhibit import Measurement
 from veneer.paper.protocol import MODEL, run_of
+from veneer.paper.tabulation import accuracy_on_test
 from veneer.training.compare import Watcher, run_in_process
 from veneer.training.config import RunConfig
 from veneer.training.encoding import BATCH_SIZE, collator, encode
@@ -55,7 +56,7 @@ def measure(watcher: Watcher, quick: bool) -> Measurement:
                 "method": config.method,
                 "seed": config.seed,
                 "learning_rate": config.peak_learning_rate(),
-                "accuracy": (record.test or record.validation).accuracy,
+                "accuracy": accuracy_on_test(record),
                 "neighbours_kept": neighbours_kept(before, after, NEIGHBOURS),
                 "cosine": float((before * after).sum(dim=1).mean()),
             }

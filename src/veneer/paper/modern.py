@@ -12,7 +12,16 @@ from veneer.paper.forgetting_measurement import METHODS as FORGETTING
 from veneer.paper.forgetting_measurement import NEIGHBOURS, measure
 from veneer.paper.protocol import SCALED_DOWN, TASKS, by_seed
 from veneer.paper.rates import best, chosen_rate, runs_at, sweep_of, tuned_runs
-from veneer.paper.tabulation import difference, found, judge, mean, mean_curves, mean_difference, untested
+from veneer.paper.tabulation import (
+    difference,
+    found,
+    judge,
+    mean,
+    mean_curves,
+    mean_difference,
+    own_score_on_validation,
+    untested,
+)
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -128,7 +137,9 @@ def _chosen(grid: Grid) -> Table:
     for task in TASKS:
         for method, entry in table2.ENTRIES.items():
             done, chosen = found(grid, sweep_of(grid, task, method)), chosen_rate(grid, task, method)
-            told = ", ".join(f"{record.config['learning_rate']:g}: {record.validation.accuracy:.3f}" for record in done)
+            told = ", ".join(
+                f"{record.config['learning_rate']:g}: {own_score_on_validation(record):.3f}" for record in done
+            )
             own = find_method(method).learning_rate
             rows.append((task, entry.label, told or None, None if chosen is None else f"{chosen:g}", f"{own:g}"))
     return Table(
@@ -194,7 +205,7 @@ def _rates_figure(wide: Mapping[str, Mapping[float, Sequence[RunRecord]]]) -> tu
         x_label="Peak learning rate",
         y_label="Validation accuracy, mean",
         series={table2.ENTRIES[method].label: of for method, of in wide.items()},
-        read=lambda record: record.validation.accuracy,
+        read=own_score_on_validation,
     )
 
 

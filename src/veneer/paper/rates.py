@@ -10,7 +10,7 @@ from typing import Any
 
 from veneer.methods.table import find_method
 from veneer.paper.protocol import run_of
-from veneer.paper.tabulation import found
+from veneer.paper.tabulation import found, own_score_on_validation
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -49,8 +49,8 @@ def sweep_of(grid: Grid, task: str, method: str) -> list[RunConfig]:
 
 
 def best(records: Sequence[RunRecord]) -> RunRecord:
-    """Return the run with the best accuracy on validation rows, among equals the one of least validation loss."""
-    return max(records, key=lambda record: (record.validation.accuracy, -record.validation.loss))
+    """Return the run with the best score on validation rows, among equals the one of least validation loss."""
+    return max(records, key=lambda record: (own_score_on_validation(record), -record.validation.loss))
 
 
 def chosen_rate(grid: Grid, task: str, method: str) -> float | None:

@@ -1,6 +1,6 @@
 """From the records of a grid to a table's numbers and a verdict.
 
-A collapsed run answers one class only: it says that training failed, so it enters no mean and no difference; how many
+A collapsed run gives one answer only: it says that training failed, so it enters no mean and no difference; how many
 there were, and the mean with them, is told beside. Methods are compared by pairs of runs with the same seed, which
 share the order of rows and the head's start; the interval is Student's on those differences. It tells how much seeds
 matter, not how much other test rows would.
@@ -12,8 +12,9 @@ from statistics import fmean, median, stdev
 
 from scipy.stats import t as student  # type: ignore[import-untyped]  # scipy ships no types
 
+from veneer.data.metrics import judged_by
 from veneer.paper.exhibit import Curves, Number, Outcome, Series, Verdict
-from veneer.results import RunRecord
+from veneer.results import AnyScores, RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
@@ -31,12 +32,32 @@ def found(grid: Grid, configs: Sequence[RunConfig]) -> list[RunRecord]:
 
 def accuracy_on_test(record: RunRecord) -> float:
     """Return the accuracy on rows that chose nothing: test, or validation where there is no test."""
-    return (record.test or record.validation).accuracy
+    return (record.test or record.validation).figures["accuracy"]
+
+
+def own_score_on_test(record: RunRecord) -> float:
+    """Return what the record's task is judged by, on the same rows: on GLUE what the paper's Table 2 reports."""
+    return _own_score(record, record.test or record.validation)
+
+
+def own_score_on_validation(record: RunRecord) -> float:
+    """Return the same on the rows that chose the epoch."""
+    return _own_score(record, record.validation)
+
+
+def _own_score(record: RunRecord, scores: AnyScores) -> float:
+    metric, _ = judged_by(record.data, scores)
+    return scores.figures[metric.key]
 
 
 def best_on_dev(record: RunRecord) -> float:
-    """Return the best validation accuracy of any epoch: what the paper reports (section 5.1), and a little too good."""
-    return max((epoch["accuracy"] for epoch in record.validation_curve), default=record.validation.accuracy)
+    """Return the best validation score of any epoch, by what the task is judged by: accuracy, but on some of GLUE.
+
+    It is what the paper reports (section 5.1), and a little too good.
+    """
+    metric, _ = judged_by(record.data, record.validation)
+    scores = [epoch[metric.key] for epoch in record.validation_curve]
+    return max(scores, default=record.validation.figures[metric.key])
 
 
 def mean(records: Sequence[RunRecord], read: Read = accuracy_on_test) -> Number | None:

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 from veneer.report.drawing import INK, MUTED, drawing_style, new_figure, to_svg
 from veneer.report.formatting import plain, short_names
 from veneer.report.summary import MethodSummary, split_scores
+from veneer.results import Scores
 
 MOST_CLASSES = 20
 """More classes than this do not fit a readable matrix."""
@@ -34,8 +35,9 @@ class ConfusedPair:
 
 
 def summed_confusion(summary: MethodSummary) -> list[list[int]]:
-    """Return the confusion matrices of the scored runs, added up."""
-    matrices = [split_scores(record, summary.split).confusion for record in summary.scored]
+    """Return the confusion matrices of the scored runs, added up; of regression there are none."""
+    scores = [split_scores(record, summary.split) for record in summary.scored]
+    matrices = [part.confusion for part in scores if isinstance(part, Scores)]
     return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
 
 

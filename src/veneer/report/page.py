@@ -13,21 +13,21 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from veneer.data.metrics import METRICS
 from veneer.errors import ConfigError
 from veneer.report.confusion import MOST_CLASSES, ConfusedPair, confused_pairs, confusion_plot
 from veneer.report.formatting import UNKNOWN, count, duration, listed, percent, plain, score, setting, size
-from veneer.report.plots import accuracy_plot, looks, loss_plot, validation_plot
+from veneer.report.plots import looks, loss_plot, score_plot, validation_plot
 from veneer.report.recipe import recipe, setting_over_runs
 from veneer.report.summary import (
     MethodSummary,
     best_by_validation,
     is_lora,
     split_scores,
-    standard_error,
     summarize,
 )
 from veneer.report.verdict import verdict
-from veneer.results import Results
+from veneer.results import Results, Scores
 
 _MACHINE_LABELS: Mapping[str, str] = {
     "cpu": "Processor",
@@ -44,10 +44,10 @@ class Row:
 
     label: str
     colour: str
-    accuracy: str
-    macro_f1: str
-    all_accuracy: str
-    all_macro_f1: str
+    score: str
+    second_score: str
+    all_score: str
+    all_second_score: str
     """The means with the collapsed runs; empty where none is left out."""
     trainable: str
     parts: str
@@ -103,6 +103,9 @@ def render_page(results: Results) -> str:
         verdict=verdict(summaries),
         notes=[plain(note) for note in results.notes],
         split=summaries[0].split,
+        metric=summaries[0].metric,
+        second_metric=summaries[0].second_metric,
+        choice=METRICS[first.validation.CHOICE],
         rows=_rows(summaries),
         single_runs=all(len(summary.scored) == 1 for summary in summaries),
         any_collapsed=any(summary.num_collapsed for summary in summaries),
@@ -132,10 +135,10 @@ def _row(summary: MethodSummary, colour: str) -> Row:
     return Row(
         label=summary.label,
         colour=colour,
-        accuracy=score(summary.accuracy.mean, summary.accuracy.sd),
-        macro_f1=score(summary.macro_f1.mean, summary.macro_f1.sd),
-        all_accuracy=score(summary.accuracy_with_collapsed.mean) if left_out else "",
-        all_macro_f1=score(summary.macro_f1_with_collapsed.mean) if left_out else "",
+        score=score(summary.score.mean, summary.score.sd),
+        second_score=score(summary.second_score.mean, summary.second_score.sd),
+        all_score=score(summary.score_with_collapsed.mean) if left_out else "",
+        all_second_score=score(summary.second_score_with_collapsed.mean) if left_out else "",
         trainable=count(summary.trainable_parameters),
         parts=_parts(summary),
         share=percent(summary.trainable_share),
@@ -170,7 +173,7 @@ def _figures(summaries: Sequence[MethodSummary]) -> dict[str, Markup]:
     """Return the plots that the records have points for."""
     records = [record for summary in summaries for record in summary.records]
     # Markup: each SVG is serialised from a tree, which escapes the names inside it.
-    figures = {"accuracy": Markup(accuracy_plot(summaries))}
+    figures = {"score": Markup(score_plot(summaries))}
     if any(record.validation_curve for record in records):
         figures["validation"] = Markup(validation_plot(summaries))
     if any(record.train_curve for record in records):
@@ -179,6 +182,8 @@ def _figures(summaries: Sequence[MethodSummary]) -> dict[str, Markup]:
 
 
 def _confusions(summaries: Sequence[MethodSummary]) -> list[Confusion]:
+    if not summaries[0].records[0].labels:
+        return []
     small = len(summaries[0].records[0].labels) <= MOST_CLASSES
     return [
         Confusion(
@@ -191,20 +196,24 @@ def _confusions(summaries: Sequence[MethodSummary]) -> list[Confusion]:
 
 
 def _measured(summaries: Sequence[MethodSummary]) -> dict[str, str | int]:
-    """Return what the reader needs to weigh a score: the rows, the classes and what guessing would give."""
+    """Return what the reader needs to weigh a score: the rows, the answers and what guessing would give."""
     first = summaries[0]
     record = first.records[0]
     scores = split_scores(record, first.split)
     best = best_by_validation(summaries) or first
-    accuracy = best.accuracy.mean
+    if isinstance(scores, Scores):
+        kind, baseline = "Majority class", f"always answering it scores {scores.majority_share:.3f} accuracy"
+    else:
+        kind, baseline = "Baseline", f"always answering the mean has a mean squared error of {scores.target_sd**2:.3g}"
     return {
         "split": listed([f"{count(rows)} {name}" for name, rows in record.split.items()]),
         "labels": " · ".join(plain(label) for label in record.labels),
         "num_labels": len(record.labels),
-        "majority": f"{scores.majority_share:.3f}",
+        "baseline_name": kind,
+        "baseline": baseline,
         "num_examples": count(scores.num_examples),
-        "accuracy": f"{accuracy:.3f}",
-        "standard_error": f"{standard_error(accuracy, scores.num_examples):.3f}",
+        "score": f"{best.score.mean:.3f}",
+        "standard_error": f"{best.metric.standard_error(best.score.mean, scores.num_examples):.3f}",
     }
 
 
@@ -235,7 +244,7 @@ def _usage(summaries: Sequence[MethodSummary]) -> Usage | None:
     ]
     if not runs:
         return None
-    record, summary = max(runs, key=lambda run: run[0].validation.macro_f1)
+    record, summary = max(runs, key=lambda run: run[0].validation.choice)
     path = plain(record.checkpoint)
     return Usage(
         label=summary.label,
@@ -243,7 +252,7 @@ def _usage(summaries: Sequence[MethodSummary]) -> Usage | None:
         shell_path=shlex.quote(path),
         python_path=_python_string(path),
         base=_python_string(plain(str(record.config.get("base_model") or record.model))),
-        num_labels=len(record.labels),
+        num_labels=len(record.labels) or 1,
     )
 
 

@@ -1,4 +1,4 @@
-"""The report's plots, each as an SVG string: accuracy against size, and how training went.
+"""The report's plots, each as an SVG string: the score against size, and how training went.
 
 Lines are named where they end and points where they stand, so no plot has a legend. A method has the same colour
 (Okabe and Ito's palette, told apart by colour-blind readers) and the same marker in every plot. Single runs are thin
@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from veneer.data.metrics import Metric
 from veneer.report.drawing import INK, MUTED, drawing_style, new_figure, to_svg
 from veneer.report.formatting import compact_count, shorten
-from veneer.report.summary import MethodSummary, split_scores
+from veneer.report.summary import MethodSummary, split_figure
 from veneer.results import RunRecord
 
 
@@ -51,29 +52,30 @@ def looks(summaries: Sequence[MethodSummary]) -> dict[str, Look]:
     return {s.method: METHOD_LOOKS.get(s.method) or turns[s.method] for s in summaries}
 
 
-def accuracy_plot(summaries: Sequence[MethodSummary]) -> str:
-    """Return accuracy against trainable parameters: a faint mark per run, the mean with its standard deviation."""
+def score_plot(summaries: Sequence[MethodSummary]) -> str:
+    """Return the score against trainable parameters: a faint mark per run, the mean with its standard deviation."""
     styles = looks(summaries)
     with drawing_style():
         figure, axes = new_figure(470, 310, (48, 10, 44, 8))
         for summary in summaries:
-            _draw_accuracies(axes, summary, styles[summary.method])
-        _set_accuracy_limits(axes, summaries)
+            _draw_scores(axes, summary, styles[summary.method])
+        _set_score_limits(axes, summaries)
         for summary in summaries:
             _draw_collapsed(axes, summary, styles[summary.method])
         axes.set_xlabel("Trainable parameters (logarithmic)")
-        axes.set_ylabel(f"{summaries[0].split.capitalize()} accuracy")
+        axes.set_ylabel(f"{summaries[0].split.capitalize()} {summaries[0].metric.name}")
         _name_points(axes, summaries)
-        described = "; ".join(f"{s.label}: {s.accuracy.mean:.3f} with {s.trainable_parameters:,}" for s in summaries)
-        return to_svg(figure, name="accuracy", description=f"Accuracy against trainable parameters. {described}.")
+        described = "; ".join(f"{s.label}: {s.score.mean:.3f} with {s.trainable_parameters:,}" for s in summaries)
+        title = f"{summaries[0].metric.heading} against trainable parameters"
+        return to_svg(figure, name="score", description=f"{title}. {described}.")
 
 
-def _draw_accuracies(axes: Axes, summary: MethodSummary, look: Look) -> None:
+def _draw_scores(axes: Axes, summary: MethodSummary, look: Look) -> None:
     size = max(summary.trainable_parameters, 1)
     if len(summary.scored) > 1:
-        runs = [split_scores(record, summary.split).accuracy for record in summary.scored]
+        runs = [split_figure(record, summary.split, summary.metric) for record in summary.scored]
         axes.plot([size] * len(runs), runs, look.marker, markersize=5, color=look.colour, alpha=0.4)
-    mean, sd = summary.accuracy.mean, summary.accuracy.sd
+    mean, sd = summary.score.mean, summary.score.sd
     if sd is not None:
         axes.plot([size, size], [mean - sd, mean + sd], color=look.colour, linewidth=1.8)
     axes.plot([size], [mean], "x" if summary.all_collapsed else look.marker, markersize=8.5, color=look.colour)
@@ -84,16 +86,16 @@ def _draw_collapsed(axes: Axes, summary: MethodSummary, look: Look) -> None:
     size, bottom = max(summary.trainable_parameters, 1), axes.get_ylim()[0]
     below = []
     for record in summary.records:
-        accuracy = split_scores(record, summary.split).accuracy
+        score = split_figure(record, summary.split, summary.metric)
         if record not in summary.scored:
-            axes.plot([size], [max(accuracy, bottom)], "x", markersize=6, color=look.colour, clip_on=False)
-            below += [f"{accuracy:.3f}"] if accuracy < bottom else []
+            axes.plot([size], [max(score, bottom)], "x", markersize=6, color=look.colour, clip_on=False)
+            below += [f"{score:.3f}"] if score < bottom else []
     if below:
         text = ", ".join(below) + " \N{DOWNWARDS ARROW}"
         axes.annotate(text, (size, bottom), (7, 4), textcoords="offset points", va="bottom", color=MUTED, fontsize=10)
 
 
-def _set_accuracy_limits(axes: Axes, summaries: Sequence[MethodSummary]) -> None:
+def _set_score_limits(axes: Axes, summaries: Sequence[MethodSummary]) -> None:
     """Fit the axes to the runs that enter a mean, with room for names; a collapsed run would press them together."""
     sizes = [max(summary.trainable_parameters, 1) for summary in summaries]
     axes.set_xscale("log")
@@ -104,22 +106,27 @@ def _set_accuracy_limits(axes: Axes, summaries: Sequence[MethodSummary]) -> None
         FuncFormatter(lambda value, _: compact_count(value).replace(".00 ", " ").replace(".0 ", " "))
     )
     axes.grid(visible=False, axis="x")
-    values = [split_scores(record, s.split).accuracy for s in summaries for record in s.scored]
+    values = [split_figure(record, s.split, s.metric) for s in summaries for record in s.scored]
     for summary in summaries:
-        sd = summary.accuracy.sd or 0.0
-        values += [summary.accuracy.mean - sd, summary.accuracy.mean + sd]
-    _set_share_limits(axes, values)
+        sd = summary.score.sd or 0.0
+        values += [summary.score.mean - sd, summary.score.mean + sd]
+    _range_limits(summaries[0].metric)(axes, values)
 
 
-def _set_share_limits(axes: Axes, values: list[float]) -> None:
-    """Fit the y axis to shares, with a little room and no tick outside 0 to 1."""
-    low, high = min(values), max(values)
-    room = max(0.18 * (high - low), 0.01)
-    axes.set_ylim(low - room, high + room)
-    ticks = MaxNLocator(nbins=6, steps=[1, 2, 5, 10]).tick_values(low - room, high + room)
-    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if -1e-9 <= tick <= 1 + 1e-9]))
-    decimals = 3 if high - low + 2 * room < 0.05 else 2
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.{decimals}f}"))
+def _range_limits(metric: Metric) -> Callable[[Axes, list[float]], None]:
+    """Return what fits the y axis to a metric, with a little room and no tick outside its range."""
+
+    def fit(axes: Axes, values: list[float]) -> None:
+        low, high = min(values), max(values)
+        room = max(0.18 * (high - low), 0.01)
+        axes.set_ylim(low - room, high + room)
+        ticks = MaxNLocator(nbins=6, steps=[1, 2, 5, 10]).tick_values(low - room, high + room)
+        inside = [tick for tick in ticks if metric.lowest - 1e-9 <= tick <= 1 + 1e-9]
+        axes.yaxis.set_major_locator(FixedLocator(inside))
+        decimals = 3 if high - low + 2 * room < 0.05 else 2
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.{decimals}f}"))
+
+    return fit
 
 
 def _name_points(axes: Axes, summaries: Sequence[MethodSummary]) -> None:
@@ -132,7 +139,7 @@ def _name_points(axes: Axes, summaries: Sequence[MethodSummary]) -> None:
         (0, 26, "center", "bottom"), (0, -26, "center", "top"),
     ]  # fmt: skip
     for summary in summaries:
-        anchor = (max(summary.trainable_parameters, 1), summary.accuracy.mean)
+        anchor = (max(summary.trainable_parameters, 1), summary.score.mean)
         for x, y, horizontal, vertical in sides:
             name = axes.annotate(
                 shorten(summary.label, _LABEL_LIMIT), anchor, (x, y), textcoords="offset points",
@@ -149,27 +156,30 @@ def _name_points(axes: Axes, summaries: Sequence[MethodSummary]) -> None:
 
 def _boxes(axes: Axes, summary: MethodSummary) -> list[Bbox]:
     """Return what the method's marks and error bar cover, in pixels."""
-    mean, sd = summary.accuracy.mean, summary.accuracy.sd or 0.0
+    mean, sd = summary.score.mean, summary.score.sd or 0.0
     spans = [(mean - sd, mean + sd)]
-    spans += [(value, value) for r in summary.records for value in [split_scores(r, summary.split).accuracy]]
+    spans += [(value, value) for r in summary.records for value in [split_figure(r, summary.split, summary.metric)]]
     size = max(summary.trainable_parameters, 1)
     corners = [axes.transData.transform([(size, low), (size, high)]) for low, high in spans]
     return [Bbox.from_extents(x - 5, low - 5, x + 5, high + 5) for (x, low), (_, high) in corners]
 
 
 def validation_plot(summaries: Sequence[MethodSummary]) -> str:
-    """Return validation accuracy against the epoch; at least one run needs a curve."""
-    curves = _curves(summaries, lambda record: [(p["epoch"], p["accuracy"]) for p in record.validation_curve])
+    """Return what the task is judged by, on validation, against the epoch; at least one run needs a curve."""
+    metric = summaries[0].metric
+    curves = _curves(summaries, lambda record: [(p["epoch"], p[metric.key]) for p in record.validation_curve])
     with drawing_style():
-        axes = _draw_all_curves(summaries, curves, _set_share_limits, "Validation accuracy")
-        return to_svg(axes.figure.figure, name="validation", description="Validation accuracy after each epoch.")
+        axes = _draw_all_curves(summaries, curves, _range_limits(metric), f"Validation {metric.name}")
+        described = f"Validation {metric.name} after each epoch."
+        return to_svg(axes.figure.figure, name="validation", description=described)
 
 
 def loss_plot(summaries: Sequence[MethodSummary]) -> str:
     """Return the training loss against the epoch; at least one run needs a curve."""
+    unit = "nats per row" if summaries[0].records[0].labels else "mean squared error"
     curves = _curves(summaries, lambda record: [(p["epoch"], p["loss"]) for p in record.train_curve])
     with drawing_style():
-        axes = _draw_all_curves(summaries, curves, _set_loss_limits, "Training loss (nats per row)")
+        axes = _draw_all_curves(summaries, curves, _set_loss_limits, f"Training loss ({unit})")
         return to_svg(axes.figure.figure, name="loss", description="Training loss along training.")
 
 

@@ -7,14 +7,14 @@ is over all of them and `all_collapsed` marks it.
 The spread is the sample standard deviation over runs, with n - 1 below the line; one run has none.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from veneer.data.metrics import Metric, judged_by
 from veneer.errors import ConfigError, gathered
 from veneer.report.formatting import plain
-from veneer.results import RunRecord, Scores
+from veneer.results import AnyScores, RunRecord
 
 METHOD_LABELS: Mapping[str, str] = {
     "head": "Head only",
@@ -53,15 +53,20 @@ class MethodSummary:
     method: str
     label: str
     split: str
-    """What accuracy and macro-F1 are measured on: `test`, or `validation` where no test rows were given."""
+    """What the scores are measured on: `test`, or `validation` where no test rows were given."""
+    metric: Metric
+    """What the task is judged by: accuracy, or what its paper reports."""
+    second_metric: Metric
+    """What is told beside it."""
     records: tuple[RunRecord, ...]
     """All runs of the method, by seed."""
-    accuracy: Spread
-    macro_f1: Spread
-    accuracy_with_collapsed: Spread
-    macro_f1_with_collapsed: Spread
-    validation_macro_f1: float
-    """What methods are chosen by: choosing by the test would make the test lean high."""
+    score: Spread
+    """By `metric`."""
+    second_score: Spread
+    score_with_collapsed: Spread
+    second_score_with_collapsed: Spread
+    validation_choice: float
+    """The mean `choice` on validation. Methods are chosen by it: choosing by the test would make the test lean high."""
     num_examples: int
     """Rows of the split."""
     train_seconds: float
@@ -85,7 +90,7 @@ class MethodSummary:
 
     @property
     def num_collapsed(self) -> int:
-        """Runs that answer (nearly) one class only."""
+        """Runs that give (nearly) one answer only."""
         return sum(record.collapsed for record in self.records)
 
     @property
@@ -107,7 +112,7 @@ class MethodSummary:
 def summarize(records: Sequence[RunRecord]) -> list[MethodSummary]:
     """Return one summary per method: those of `METHOD_LABELS` in their order, then the others alphabetically.
 
-    Accuracy and macro-F1 are on the test rows where every record has them, else on the validation rows.
+    Scores are on the test rows where every record has them, else on the validation rows.
 
     Raises:
         ConfigError: the records are not of one model and one data set, or one method has two sizes.
@@ -119,14 +124,14 @@ def summarize(records: Sequence[RunRecord]) -> list[MethodSummary]:
     return [_summary([record for record in records if record.method == method], split) for method in known + others]
 
 
-def split_scores(record: RunRecord, split: str) -> Scores:
+def split_scores(record: RunRecord, split: str) -> AnyScores:
     """Return the record's scores on `test` where that is asked for and there, else on `validation`."""
     return record.test if split == "test" and record.test is not None else record.validation
 
 
-def standard_error(share: float, num_examples: int) -> float:
-    """Return sqrt(p (1 - p) / n): how far a share measured on n rows lies from the truth, one standard deviation."""
-    return math.sqrt(share * (1 - share) / num_examples)
+def split_figure(record: RunRecord, split: str, metric: Metric) -> float:
+    """Return one figure of the record's scores on a split."""
+    return split_scores(record, split).figures[metric.key]
 
 
 def is_lora(summary: MethodSummary) -> bool:
@@ -135,8 +140,8 @@ def is_lora(summary: MethodSummary) -> bool:
 
 
 def best_by_validation(summaries: Sequence[MethodSummary]) -> MethodSummary | None:
-    """Return the summary with the best macro-F1 on validation, a collapsed one last; the first among equals."""
-    return max(summaries, key=lambda s: (not s.all_collapsed, s.validation_macro_f1), default=None)
+    """Return the summary with the best choice on validation, a collapsed one last; the first among equals."""
+    return max(summaries, key=lambda s: (not s.all_collapsed, s.validation_choice), default=None)
 
 
 def _check_comparable(records: Sequence[RunRecord]) -> None:
@@ -163,16 +168,23 @@ def _summary(records: list[RunRecord], split: str) -> MethodSummary:
     """Return the summary of the runs of one method."""
     runs = tuple(sorted(records, key=lambda record: record.seed))
     scored, first = _scored(runs), runs[0]
+    metric, second_metric = judged_by(first.data, first.validation)
+
+    def spread(records: Sequence[RunRecord], metric: Metric) -> Spread:
+        return _spread([split_figure(record, split, metric) for record in records])
+
     return MethodSummary(
         method=first.method,
         label=_label(first),
         split=split,
         records=runs,
-        accuracy=_spread([split_scores(record, split).accuracy for record in scored]),
-        macro_f1=_spread([split_scores(record, split).macro_f1 for record in scored]),
-        accuracy_with_collapsed=_spread([split_scores(record, split).accuracy for record in runs]),
-        macro_f1_with_collapsed=_spread([split_scores(record, split).macro_f1 for record in runs]),
-        validation_macro_f1=fmean(record.validation.macro_f1 for record in scored),
+        metric=metric,
+        second_metric=second_metric,
+        score=spread(scored, metric),
+        second_score=spread(scored, second_metric),
+        score_with_collapsed=spread(runs, metric),
+        second_score_with_collapsed=spread(runs, second_metric),
+        validation_choice=fmean(record.validation.choice for record in scored),
         num_examples=split_scores(first, split).num_examples,
         train_seconds=fmean(record.train_seconds for record in scored),
         peak_memory_bytes=fmean(record.peak_memory_bytes for record in scored),

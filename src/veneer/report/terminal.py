@@ -12,18 +12,18 @@ from veneer.report.summary import MethodSummary, Spread, is_lora
 
 def results_table(summaries: Sequence[MethodSummary]) -> Table:
     """Return one row per method that fits 80 columns; names are shown as they are, never read as rich's markup."""
-    split = summaries[0].split.capitalize() if summaries else "Test"
+    score_heading, second_heading = _score_headings(summaries)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("Method", overflow="fold", min_width=15)
     # Left: with three decimals each the means stay in line, and the ± below them.
-    table.add_column(f"{split}\naccuracy")
-    table.add_column("\nMacro-F1")
+    table.add_column("\n".join(score_heading))
+    table.add_column(f"\n{second_heading}")
     for heading in ("Parameters\ntrained", "Training\ntime", "Peak\nmemory", "Size on\ndisk"):
         table.add_column(heading, justify="right")
     for summary in summaries:
         cells = [
-            _score(summary.accuracy),
-            _score(summary.macro_f1),
+            _score(summary.score),
+            _score(summary.second_score),
             f"{compact_count(summary.trainable_parameters)} {percent(summary.trainable_share):>6}",
             duration(summary.train_seconds),
             size(summary.peak_memory_bytes),
@@ -36,11 +36,11 @@ def results_table(summaries: Sequence[MethodSummary]) -> Table:
 
 def markdown_table(summaries: Sequence[MethodSummary]) -> str:
     """Return the same figures as a Markdown table, for a README or an issue."""
-    split = summaries[0].split if summaries else "test"
+    score_heading, second_heading = _score_headings(summaries)
     headings = [
         "Method",
-        f"{split.capitalize()} accuracy",
-        "Macro-F1",
+        " ".join(score_heading),
+        second_heading,
         "Trainable (LoRA + head)",
         "Share",
         "Training",
@@ -56,8 +56,8 @@ def markdown_table(summaries: Sequence[MethodSummary]) -> str:
         )
         cells = [
             summary.label,
-            score(summary.accuracy.mean, summary.accuracy.sd),
-            score(summary.macro_f1.mean, summary.macro_f1.sd),
+            score(summary.score.mean, summary.score.sd),
+            score(summary.second_score.mean, summary.second_score.sd),
             f"{count(summary.trainable_parameters)}{parts}",
             percent(summary.trainable_share),
             duration(summary.train_seconds),
@@ -67,6 +67,14 @@ def markdown_table(summaries: Sequence[MethodSummary]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _score_headings(summaries: Sequence[MethodSummary]) -> tuple[tuple[str, str], str]:
+    """Return the split and what the task is judged by, and what is told beside it."""
+    if not summaries:
+        return ("Test", "accuracy"), "Macro-F1"
+    first = summaries[0]
+    return (first.split.capitalize(), first.metric.short), first.second_metric.heading
 
 
 def _name(summary: MethodSummary) -> Text:

@@ -2,11 +2,13 @@
 
 The LoRA method in the sentence is the one that validation prefers. Picking it by the test would make it lean high.
 
-A difference d of two accuracies counts as noise while |d| is below two standard errors. The standard error is that of
-Agresti and Caffo (The American Statistician 54(4), 2000: one success and one failure added to each sample, so that it
-stays sensible near 0 and 1), joined with the spread over runs:
+A difference d of two scores counts as noise while |d| is below two standard errors. For accuracy the standard error is
+that of Agresti and Caffo (The American Statistician 54(4), 2000: one success and one failure added to each sample, so
+that it stays sensible near 0 and 1), joined with the spread over runs:
 
     p' = (n p + 1) / (n + 2)      se^2 = sum over both methods of  p' (1 - p') / (n + 2) + sd^2 / runs
+
+For a correlation p' = n p / (n + 2), and `veneer.data.metrics` has the standard error of one sample.
 
 Both methods answered the same rows, so their errors go together and the true error of the difference is smaller: the
 sentence is rather too careful than too bold. With one run the spread over runs is unknown and counts as 0, which is
@@ -55,65 +57,64 @@ def verdict(summaries: Sequence[MethodSummary]) -> Verdict:
     if lora is None:
         return _verdict_without_lora(summaries)
     if lora.all_collapsed:
-        claim = f"{_subject(lora)} collapsed onto one class in every run, so there is nothing to compare."
+        claim = f"{_subject(lora)} collapsed onto one answer in every run, so there is nothing to compare."
         return Verdict(claim=claim, caveats=_optimism(lora))
     if full is not None and full.all_collapsed:
-        claim = f"{_reached(lora)}. Full fine-tuning collapsed onto one class in every run, so it is no yardstick here."
+        claim = (
+            f"{_reached(lora)}. Full fine-tuning collapsed onto one answer in every run, so it is no yardstick here."
+        )
         return Verdict(claim=claim, caveats=(*_left_out(lora), *_optimism(lora)))
     if full is not None:
         return Verdict(claim=_claim_against_full(lora, full), caveats=_caveats(lora, full))
     absent = "Full fine-tuning was not run."
     if head is not None and not head.all_collapsed:
-        claim = (
-            f"{_subject(lora)} reached a {lora.split} accuracy of {_pair(lora, head, joint=', the head alone ')}"
-            f"{_cost(lora)}."
-        )
+        both = _pair(lora, head, joint=", the head alone ")
+        claim = f"{_subject(lora)} reached a {lora.split} {lora.metric.name} of {both}{_cost(lora)}."
         return Verdict(claim=claim, caveats=(absent, *_caveats(lora, head)))
     return Verdict(claim=f"{_reached(lora)}.", caveats=(absent, *_left_out(lora), *_optimism(lora)))
 
 
 def noise(one: MethodSummary, other: MethodSummary) -> float:
-    """Return two standard errors of the difference of two accuracies; see the module's docstring."""
+    """Return two standard errors of the difference of two scores; see the module's docstring."""
     variance = 0.0
     for summary in (one, other):
-        padded = summary.num_examples + 2
-        share = _padded_share(summary)
-        variance += share * (1 - share) / padded + (summary.accuracy.sd or 0.0) ** 2 / len(summary.scored)
+        of_rows = summary.metric.standard_error(_padded(summary), summary.num_examples + 2)
+        variance += of_rows**2 + (summary.score.sd or 0.0) ** 2 / len(summary.scored)
     return 2 * math.sqrt(variance)
 
 
 def within_noise(one: MethodSummary, other: MethodSummary) -> bool:
-    """Return whether the difference of two accuracies is below two standard errors."""
-    return abs(_padded_share(one) - _padded_share(other)) < noise(one, other)
+    """Return whether the difference of two scores is below two standard errors."""
+    return abs(_padded(one) - _padded(other)) < noise(one, other)
 
 
-def _padded_share(summary: MethodSummary) -> float:
-    return (summary.accuracy.mean * summary.num_examples + 1) / (summary.num_examples + 2)
+def _padded(summary: MethodSummary) -> float:
+    return summary.metric.padded(summary.score.mean, summary.num_examples)
 
 
 def _verdict_without_lora(summaries: Sequence[MethodSummary]) -> Verdict:
     best = best_by_validation(summaries)
     assert best is not None, "the caller has seen that there is a summary"
     if best.all_collapsed:
-        claim = f"{_subject(best)} collapsed onto one class in every run."
+        claim = f"{_subject(best)} collapsed onto one answer in every run."
         return Verdict(claim=claim, caveats=_optimism(best))
     caveats = ("No LoRA method was run to compare with.", *_left_out(best), *_optimism(best))
     return Verdict(claim=f"{_reached(best)}.", caveats=caveats)
 
 
 def _claim_against_full(lora: MethodSummary, full: MethodSummary) -> str:
-    subject, split = _subject(lora), lora.split
-    ours, theirs = lora.accuracy.mean, full.accuracy.mean
+    subject, what = _subject(lora), f"{lora.split} {lora.metric.name}"
+    ours, theirs = lora.score.mean, full.score.mean
     if score(ours) == score(theirs):
-        return f"{subject} matched full fine-tuning's {split} accuracy ({_pair(lora, full)}){_cost(lora)}."
+        return f"{subject} matched full fine-tuning's {what} ({_pair(lora, full)}){_cost(lora)}."
     if ours > theirs:
         above = "slightly above" if within_noise(lora, full) else "above"
-        return f"{subject} was {above} full fine-tuning in {split} accuracy ({_pair(lora, full)}){_cost(lora)}."
+        return f"{subject} was {above} full fine-tuning in {what} ({_pair(lora, full)}){_cost(lora)}."
+    if ours < 0:  # only a correlation can be, and a percentage of one says nothing then
+        return f"{subject} was below full fine-tuning in {what} ({_pair(lora, full)}){_cost(lora)}."
     # What displays as less is never rounded up to the whole.
     reached = min(100 * ours / theirs, 99.9)
-    return (
-        f"{subject} reached {reached:.1f} % of full fine-tuning's {split} accuracy ({_pair(lora, full)}){_cost(lora)}."
-    )
+    return f"{subject} reached {reached:.1f} % of full fine-tuning's {what} ({_pair(lora, full)}){_cost(lora)}."
 
 
 def _pair(one: MethodSummary, other: MethodSummary, *, joint: str = " against ") -> str:
@@ -125,16 +126,16 @@ def _pair(one: MethodSummary, other: MethodSummary, *, joint: str = " against ")
         over = f"mean ± standard deviation of {runs[0]} runs each"
     else:
         over = f"mean ± standard deviation of {runs[0]} and {_runs(runs[1])}"
-    return f"{_score(one.accuracy)}{joint}{_score(other.accuracy)}, {over}"
+    return f"{_score(one.score)}{joint}{_score(other.score)}, {over}"
 
 
 def _reached(summary: MethodSummary) -> str:
-    return f"{_subject(summary)} reached a {summary.split} accuracy of {_alone(summary)}{_cost(summary)}"
+    return f"{_subject(summary)} reached a {summary.split} {summary.metric.name} of {_alone(summary)}{_cost(summary)}"
 
 
 def _alone(summary: MethodSummary) -> str:
-    over = "" if summary.accuracy.sd is None else "mean ± standard deviation of "
-    return f"{_score(summary.accuracy)} ({over}{_runs(len(summary.scored))})"
+    over = "" if summary.score.sd is None else "mean ± standard deviation of "
+    return f"{_score(summary.score)} ({over}{_runs(len(summary.scored))})"
 
 
 def _caveats(one: MethodSummary, other: MethodSummary) -> tuple[str, ...]:
@@ -144,7 +145,7 @@ def _caveats(one: MethodSummary, other: MethodSummary) -> tuple[str, ...]:
 def _within_noise(one: MethodSummary, other: MethodSummary) -> tuple[str, ...]:
     if not within_noise(one, other):
         return ()
-    difference = abs(one.accuracy.mean - other.accuracy.mean)
+    difference = abs(one.score.mean - other.score.mean)
     return (
         f"The difference of {difference:.3f} is within the noise: {count(one.num_examples)} {one.split} rows cannot "
         f"tell apart what differs by less than about {noise(one, other):.3f} (two standard errors).",
@@ -157,8 +158,8 @@ def _left_out(summary: MethodSummary) -> tuple[str, ...]:
     verb, them = ("is", "it") if summary.num_collapsed == 1 else ("are", "them")
     name = _INNER_NAMES.get(summary.method, summary.label)
     return (
-        f"{summary.num_collapsed} of {summary.num_runs} runs of {name} collapsed onto one class and {verb} "
-        f"left out ({_score(summary.accuracy_with_collapsed)} with {them}).",
+        f"{summary.num_collapsed} of {summary.num_runs} runs of {name} collapsed onto one answer and {verb} "
+        f"left out ({_score(summary.score_with_collapsed)} with {them}).",
     )
 
 

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from veneer.data.sources import DATASETS, DataRequest
+from veneer.data.sources import SHORT_NAMES, DataRequest
+from veneer.data.splits import Task
 from veneer.errors import ConfigError, gathered
 from veneer.methods.settings import MethodSettings, lines_of
 from veneer.methods.table import find_method, sizes_of
@@ -33,6 +34,10 @@ class RunConfig:
     text: str | None = None
     label: str | None = None
     text_pair: str | None = None
+    task: Task = "classification"
+    """Whether a table's labels are classes or numbers to predict; data with a short name knows itself."""
+    glue: str | None = None
+    """Folder of GLUE's files, for its tasks. Where they lie defines no run, so no record has it."""
     validation: str | None = None
     test: str | None = None
     validation_share: float = 0.1
@@ -112,8 +117,9 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings that have a say as plain values; data that brings its own split is not held out."""
-        idle = {"validation_share", "test_share"} if self.data in DATASETS else set()
+        idle = {"validation_share", "test_share"} if self.data in SHORT_NAMES else set()
         idle |= {name for name in ("sizes", "weights") if not getattr(self, name)}
+        idle |= {"glue"} | ({"task"} if self.task == "classification" else set())
         plain = {**asdict(self), "sizes": dict(self.sizes)}
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in plain.items() if key not in idle
@@ -156,6 +162,7 @@ _RULES: tuple[tuple[str, str, Rule], ...] = (
     ("weight_decay", "a number from 0 to below 10", _number(0, 10)),
     ("validation_share", "a share above 0 and below 1", lambda value: _number(0, 1)(value) and value > 0),
     ("test_share", "a share from 0 to below 1", _number(0, 1)),
+    ("task", *_one_of(Task)),
     ("base_dropout", "True or False", lambda value: isinstance(value, bool)),
     ("precision", *_one_of(Precision)),
     ("attention", *_one_of(Attention)),

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from veneer.data.splits import Examples
 
-Features = dict[str, list[int] | int]
-"""`input_ids`, the tokenizer's other inputs, and `labels` where the class is known."""
+Features = dict[str, list[int] | int | float]
+"""`input_ids`, the tokenizer's other inputs, and `labels` where the class, or the number to predict, is known."""
 
 BATCH_SIZE = 64
 """Rows of one forward pass where nothing is trained."""
@@ -30,6 +30,9 @@ def encode(
         number_of = {label: number for number, label in enumerate(labels)}
         for row, label in zip(rows, examples.labels, strict=True):
             row["labels"] = number_of[label]
+    if examples.targets is not None:
+        for row, target in zip(rows, examples.targets, strict=True):
+            row["labels"] = target
     return rows
 
 

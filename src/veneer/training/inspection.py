@@ -84,7 +84,7 @@ class AdapterDescription:
             f"dropout={config.dropout:g}; {layers}, {self._count():,} low-rank parameters",
         ]
         if self.card is not None:
-            lines.append(f"trained by {self.card.method} for the labels: {', '.join(self.card.labels)}")
+            lines.append(f"trained by {self.card.method} {self.card.purpose}")
         lines += [f"trained whole: {name} {tuple(tensor.shape)}" for name, tensor in self.adapter.trained.items()]
         lines += [f"trained rows: {len(entry.ids)} of {name}" for name, entry in self.adapter.token_rows.items()]
         if self.base is not None:
@@ -196,7 +196,7 @@ class MethodDescription:
             f"base model: {self.card.base_model}",
             _sentence(self.settings),
             f"{len(self.shapes)} tensors, {self.num_parameters:,} parameters, the head's included",
-            f"trained for the labels: {', '.join(self.card.labels)}",
+            f"trained {self.card.purpose}",
         ]
         return "\n".join([*lines, *(f"trained: {name} {shape}" for name, shape in self.shapes.items())])
 

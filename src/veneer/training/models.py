@@ -22,11 +22,13 @@ from veneer.methods.anatomy import num_positions
 
 LEAST_TOKENS = 4
 """Room that a text must have: a token each at its start and end, and something between."""
+NUMBER = "number"
+"""What a regression model's configuration calls its one output."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A pretrained model with a classification head, in eval mode and float32."""
+    """A pretrained model with a head for classes, or for one number, in eval mode and float32."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -38,6 +40,8 @@ class Classifier:
 def load_classifier(source: ModelSource, labels: Sequence[str], *, seed: int, attention: str) -> Classifier:
     """Return the model at `source` with a head for `labels`, the head's start drawn with `seed`.
 
+    Without labels the head has one output, a number, and the model's own loss is the mean squared error.
+
     Raises:
         DataError: the folder holds no model that can classify text.
         DownloadError: the hub could not be reached.
@@ -45,13 +49,15 @@ def load_classifier(source: ModelSource, labels: Sequence[str], *, seed: int, at
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(seed)
+    outputs = labels or (NUMBER,)
     try:
         config = AutoConfig.from_pretrained(
             source.location,
             trust_remote_code=False,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: number for number, label in enumerate(labels)},
+            num_labels=len(outputs),
+            id2label=dict(enumerate(outputs)),
+            label2id={label: number for number, label in enumerate(outputs)},
+            problem_type=None if labels else "regression",
         )
         tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=False)
         model, report = AutoModelForSequenceClassification.from_pretrained(

@@ -29,12 +29,12 @@ from transformers import (
     set_seed,
 )
 
-from veneer.data.metrics import is_collapsed, score
+from veneer.data.metrics import in_words, is_collapsed, judged_by, score
 from veneer.data.sources import ModelSource, Notify, find_model, load_splits
 from veneer.data.splits import Splits, sample
 from veneer.errors import ConfigError
 from veneer.methods.table import Counts
-from veneer.results import Results, RunRecord, Scores, write_results
+from veneer.results import AnyScores, Results, RunRecord, write_results
 from veneer.training.config import RunConfig
 from veneer.training.encoding import Features, collator, encode, predict_logits
 from veneer.training.machine import describe_machine, describe_versions, peak_memory_bytes
@@ -59,23 +59,23 @@ OnProgress = Callable[[Progress], None]
 
 
 class KeepBest(TrainerCallback):
-    """Keeps the trained weights of the epoch with the best macro-F1 on validation, the earliest among equals."""
+    """Keeps the trained weights of the epoch with the best `choice` on validation, the earliest among equals."""
 
     def __init__(self, model: nn.Module) -> None:
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.latest: Scores | None = None
-        self.best: Scores | None = None
+        self.latest: AnyScores | None = None
+        self.best: AnyScores | None = None
         self.best_epoch = 0
         self.history: list[dict[str, float]] = []
         self._weights: dict[str, Tensor] = {}
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Score the validation rows and remember the scores; the Trainer only sees macro-F1."""
+        """Score the validation rows and remember the scores; the Trainer sees what more of is better."""
         logits, labels = prediction.predictions, prediction.label_ids
         if isinstance(logits, tuple):  # encoder-decoders hand out their hidden states as well
             logits = logits[0]
         self.latest = score(torch.as_tensor(logits).float(), torch.as_tensor(labels))
-        return {"macro_f1": self.latest.macro_f1}
+        return self.latest.figures
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -84,10 +84,8 @@ class KeepBest(TrainerCallback):
         assert self.latest is not None
         epoch = round(state.epoch or 0)
         latest = self.latest
-        self.history.append(
-            {"epoch": epoch, "loss": latest.loss, "accuracy": latest.accuracy, "macro_f1": latest.macro_f1}
-        )
-        if self.best is None or latest.macro_f1 > self.best.macro_f1:
+        self.history.append({"epoch": epoch, "loss": latest.loss, **latest.figures})
+        if self.best is None or latest.choice > self.best.choice:
             self.best, self.best_epoch = latest, epoch
             self._weights = {name: p.detach().clone() for name, p in self.trained.items()}
 
@@ -101,7 +99,8 @@ class KeepBest(TrainerCallback):
 class Report(TrainerCallback):
     """Passes each step on to whoever shows the progress."""
 
-    def __init__(self, on_progress: OnProgress, keep_best: KeepBest) -> None:
+    def __init__(self, data: str, on_progress: OnProgress, keep_best: KeepBest) -> None:
+        self.data = data
         self.on_progress = on_progress
         self.keep_best = keep_best
 
@@ -112,7 +111,8 @@ class Report(TrainerCallback):
         best = self.keep_best.best
         note = f"epoch {math.ceil(state.epoch or 0)}/{math.ceil(args.num_train_epochs)}"
         if best is not None:
-            note += f", validation {best.accuracy:.3f}"
+            metric, _ = judged_by(self.data, best)
+            note += f", validation {best.figures[metric.key]:.3f}"
         self.on_progress(Progress(step=state.global_step, num_steps=state.max_steps, note=note))
 
 
@@ -134,7 +134,7 @@ def prepare_data(config: RunConfig, notify: Notify | None = None) -> Splits:
 
 def rows_sha256(splits: Splits) -> str:
     """Return a digest of every text and label, by which a resumed comparison knows that its data is still the same."""
-    rows = [part and [part.texts, part.pairs, part.labels] for part in (splits.train, splits.validation, splits.test)]
+    rows = [part and [part.texts, part.pairs, part.answers] for part in (splits.train, splits.validation, splits.test)]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -225,7 +225,7 @@ def _train_and_test(
     )
 
 
-def _require_finite(*scores: Scores | None) -> None:
+def _require_finite(*scores: AnyScores | None) -> None:
     if not all(math.isfinite(part.loss) for part in scores if part is not None):
         raise ConfigError(
             "training gave no usable model: its loss is not a finite number. Lower the learning rate or alpha, or "
@@ -264,7 +264,7 @@ def _train(
             train_dataset=train_rows,
             eval_dataset=sorted(validation_rows, key=lambda row: len(row["input_ids"])),
             compute_metrics=keep_best.compute_metrics,
-            callbacks=[keep_best, Report(on_progress, keep_best)],
+            callbacks=[keep_best, Report(config.data, on_progress, keep_best)],
         )
         trainer.remove_callback(PrinterCallback)
         start = time.perf_counter()
@@ -306,7 +306,7 @@ def _record(
     counts: Counts,
     *,
     outcome: Outcome,
-    test: Scores | None,
+    test: AnyScores | None,
     checkpoint: Path,
     splits: Splits,
 ) -> RunRecord:
@@ -340,11 +340,9 @@ def _record(
 def summary_line(record: RunRecord) -> str:
     """Return one line that says what a run reached."""
     name, scores = ("test", record.test) if record.test else ("validation", record.validation)
-    mark = ", collapsed to one class" if record.collapsed else ""
-    return (
-        f"{record.method}, seed {record.seed}: {name} accuracy {scores.accuracy:.4f}, macro-F1 {scores.macro_f1:.4f}"
-        f"{mark}, {record.train_seconds:.0f} s"
-    )
+    mark = ", collapsed to one answer" if record.collapsed else ""
+    told = in_words(scores, judged_by(record.data, scores))
+    return f"{record.method}, seed {record.seed}: {name} {told}{mark}, {record.train_seconds:.0f} s"
 
 
 def note_lines(splits: Splits) -> list[str]:

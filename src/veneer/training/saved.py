@@ -1,9 +1,9 @@
 """A trained classifier on disk, and back: what `evaluate` and `predict` work with.
 
 An adapter folder is PEFT's two files and a task card, `veneer.json`, which says what the adapter is for: its base
-model, the class names in the order of the outputs, how texts are cut. A method that is not LoRA alone leaves one file
-instead of PEFT's, see `method_folder.py`, and its card says besides how it is attached. A fully fine-tuned model is a
-complete transformers folder with the same card.
+model, the class names in the order of the outputs, none where the output is a number, how texts are cut. A method that
+is not LoRA alone leaves one file instead of PEFT's, see `method_folder.py`, and its card says besides how it is
+attached. A fully fine-tuned model is a complete transformers folder with the same card.
 """
 
 import json
@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from veneer.data.metrics import score
 from veneer.data.sources import ModelSource, Notify, find_model
-from veneer.data.splits import Examples
+from veneer.data.splits import Examples, Task
 from veneer.errors import AdapterFormatError, ConfigError, DataError, UnknownNameError, gathered
 from veneer.files import write_text
 from veneer.formats.adapter import load, save
 from veneer.formats.peft import CONFIG_FILE
 from veneer.methods.settings import MethodSettings
-from veneer.results import Scores
+from veneer.results import AnyScores
 from veneer.training.config import resolve_attention, resolve_precision
 from veneer.training.encoding import encode, predict_logits
 from veneer.training.method_folder import load_method, write_method
@@ -46,7 +46,7 @@ class TaskCard:
     base_model: str
     """Its hub id or folder, for other tools."""
     labels: tuple[str, ...]
-    """Class names in the order of the outputs."""
+    """Class names in the order of the outputs; none where the one output is a number."""
     text_pair: bool
     """Whether a row has two texts."""
     max_tokens: int
@@ -56,6 +56,16 @@ class TaskCard:
     settings: MethodSettings | None = None
     """What attaches the method anew; None for LoRA alone and full fine-tuning, whose files say it themselves."""
     schema: int = CARD_SCHEMA
+
+    @property
+    def task(self) -> Task:
+        """Whether the outputs are classes or a number."""
+        return "classification" if self.labels else "regression"
+
+    @property
+    def purpose(self) -> str:
+        """What it was trained for, as the end of a sentence."""
+        return f"for the labels: {', '.join(self.labels)}" if self.labels else "to predict a number"
 
     def to_json(self) -> dict[str, Any]:
         """Return the card as plain values."""
@@ -72,22 +82,35 @@ class SavedClassifier:
 
     def probabilities(self, examples: Examples) -> Float[Tensor, "rows classes"]:
         """Return each class's probability for each row."""
-        return self._logits(examples).softmax(dim=1)
+        return self._outputs(examples).softmax(dim=1)
 
-    def scores(self, examples: Examples) -> Scores:
+    def numbers(self, examples: Examples) -> Float[Tensor, " rows"]:
+        """Return the predicted number of each row, for regression."""
+        return self._outputs(examples)[:, 0]
+
+    def scores(self, examples: Examples) -> AnyScores:
         """Return how well the classifier does on labelled rows.
 
         Raises:
-            DataError: a row has a label the classifier does not know.
+            DataError: a row has a label the classifier does not know, or the rows are of the other task.
         """
+        answers = self._answers(examples)
+        return score(self._outputs(examples), answers)
+
+    def _answers(self, examples: Examples) -> Shaped[Tensor, " rows"]:
+        """Return the true class numbers, or the true numbers."""
+        if (examples.targets is not None) != (self.card.task == "regression"):
+            ours, theirs = ("numbers", "classes") if self.card.task == "regression" else ("classes", "numbers")
+            raise DataError(f"this model predicts {ours}, but the data's labels are {theirs}; give data of its task")
+        if examples.targets is not None:
+            return torch.tensor(examples.targets)
         assert examples.labels is not None
         if unknown := sorted(set(examples.labels) - set(self.card.labels)):
             known = ", ".join(map(repr, self.card.labels))
             raise DataError(f"the data has labels this classifier does not know: {unknown[:10]}; it knows {known}")
-        numbers = torch.tensor([self.card.labels.index(label) for label in examples.labels])
-        return score(self._logits(examples), numbers)
+        return torch.tensor([self.card.labels.index(label) for label in examples.labels])
 
-    def _logits(self, examples: Examples) -> Float[Tensor, "rows classes"]:
+    def _outputs(self, examples: Examples) -> Float[Tensor, "rows outputs"]:
         if (examples.pairs is not None) != self.card.text_pair:
             options = "--text-pair for a file, --pair for one text"
             expected = f"two texts a row: give {options}" if self.card.text_pair else f"one text a row: no {options}"
@@ -165,8 +188,9 @@ def read_card(folder: Path) -> TaskCard:
             raise ConfigError(f"it must hold {', '.join(sorted(known))} with schema {CARD_SCHEMA}")
         labels = value["labels"]
         is_named = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-        if not is_named or len(set(labels)) < max(len(labels), 2):
-            raise ConfigError(f"its labels must be two names or more, all different, but are {labels!r}")
+        if not is_named or len(labels) == 1 or len(set(labels)) < len(labels):
+            allowed = "two names or more, all different, or none for regression"
+            raise ConfigError(f"its labels must be {allowed}, but are {labels!r}")
         if not isinstance(value["max_tokens"], int) or value["max_tokens"] < 1:
             raise ConfigError(f"its max_tokens must be a whole number of at least 1, but is {value['max_tokens']!r}")
         if not isinstance(value["model"], str):
@@ -192,7 +216,8 @@ def _load_whole(source: ModelSource, labels: Sequence[str]) -> Classifier:
     broken = [name for name, tensor in classifier.model.named_parameters() if not bool(torch.isfinite(tensor).all())]
     problems = [f"{name} holds NaN or infinity" for name in broken]
     if classifier.is_head_new:
-        problems += [f"{name}: missing, or not made for {len(labels)} labels" for name in classifier.head]
+        wanted = f"{len(labels)} labels" if labels else "one number"
+        problems += [f"{name}: missing, or not made for {wanted}" for name in classifier.head]
     if problems:
         raise AdapterFormatError(gathered(f"{source.name} cannot be used as a trained classifier:", problems))
     return classifier
