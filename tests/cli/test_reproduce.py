@@ -113,3 +113,17 @@ def test_a_time_is_read_as_it_is_written(text, seconds):
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(ConfigError, match="such as 2h"):
         parse_seconds(text)
+
+
+def test_all_leaves_the_runs_on_glue_out_where_its_files_are_not_named(monkeypatch):
+    from veneer.cli import reproduce
+    from veneer.data.glue import VARIABLE
+
+    exhibits = list(table_of_contents.EXHIBITS.values())
+    monkeypatch.delenv(VARIABLE, raising=False)
+    without = [exhibit for exhibit in exhibits if exhibit.name != "glue"]
+    assert reproduce._with_data(exhibits, "all", None) == without
+    assert reproduce._with_data(exhibits, "all", "folder") == exhibits
+    assert reproduce._with_data(exhibits, "glue", None) == exhibits
+    monkeypatch.setenv(VARIABLE, "folder")
+    assert reproduce._with_data(exhibits, "all", None) == exhibits

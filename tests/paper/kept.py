@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tests.report.records import record, results
+from tests.report.records import record, regression, results
 from veneer.paper.exhibit import Exhibit
 from veneer.results import write_results
 from veneer.training.config import RunConfig
@@ -11,11 +11,12 @@ from veneer.training.grid import Grid
 
 
 def keep(grid: Grid, configs: Sequence[RunConfig], accuracy: Callable[[RunConfig], float]) -> None:
-    """Put a made-up record where the grid looks for each run."""
+    """Put a made-up record where the grid looks for each run; on STS-B `accuracy` is Pearson's correlation."""
     for config in configs:
         folder = grid.place(config)
         folder.mkdir(parents=True)
-        made = record(config.method, accuracy(config), config.seed, data=config.data)
+        make = regression if config.data == "glue/stsb" else record
+        made = make(config.method, accuracy(config), config.seed, data=config.data)
         write_results(folder, results(replace(made, config=config.resolved().to_json())))
 
 

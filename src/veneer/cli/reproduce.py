@@ -1,18 +1,22 @@
 """`veneer reproduce`: the LoRA paper's tables and figures, run again at a smaller scale."""
 
+import os
 import re
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from veneer.cli import options
 from veneer.cli.console import note, progress_bars, stdout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from veneer.paper.exhibit import Exhibit
     from veneer.results import RunRecord
     from veneer.training.config import RunConfig
     from veneer.training.grid import Grid
@@ -48,7 +52,7 @@ def reproduce(
         str,
         typer.Argument(
             metavar="NAME",
-            help="table2, figure2, ranks, table18, data, subspaces, latency, modern, counts, or all.",
+            help="table2, glue, figure2, ranks, table18, data, subspaces, latency, modern, counts, or all.",
         ),
     ],
     render_only: Annotated[
@@ -62,6 +66,7 @@ def reproduce(
         str | None,
         typer.Option(metavar="ADDRESS", help="Do the runs on the Ray cluster there: host:port, or auto (extra `ray`)."),
     ] = None,
+    glue: options.Glue = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Measure on a tiny scale, labelled as such; runs are not touched.")
     ] = False,
@@ -85,9 +90,13 @@ def reproduce(
         def left() -> float | None:
             return None if seconds is None else max(0.0, seconds - (time.monotonic() - started))
 
-        while grid.missing(sweeps := [config for exhibit in chosen for config in exhibit.sweep(grid)]) and left() != 0:
-            _fill(grid, sweeps, workers, ray, left())  # what was run may ask for a rate beyond
-        _fill(grid, [config for exhibit in chosen for config in exhibit.runs(grid)], workers, ray, left())
+        def fill(configs: "list[RunConfig]") -> None:
+            _fill(grid, [_with_glue(config, glue) for config in configs], workers, ray, left())
+
+        wanted = _with_data(chosen, name, glue)
+        while grid.missing(sweeps := [config for exhibit in wanted for config in exhibit.sweep(grid)]) and left() != 0:
+            fill(sweeps)  # what was run may ask for a rate beyond
+        fill([config for exhibit in wanted for config in exhibit.runs(grid)])
         _measure([exhibit.name for exhibit in chosen], out, quick, left)
     sheets = all_sheets(runs, out)
     page = write_paper(sheets, out)
@@ -107,6 +116,24 @@ def parse_seconds(text: str) -> float:
     if found is None or not any(found.groupdict().values()):
         raise ConfigError(f"--budget is {text!r}; give hours, minutes or seconds, such as 2h, 90m or 1h30m")
     return sum(float(number) * _UNITS[unit] for unit, number in found.groupdict().items() if number)
+
+
+def _with_data(exhibits: "list[Exhibit]", name: str, glue: str | None) -> "list[Exhibit]":
+    """Return those whose runs can be done: GLUE's only where it is asked for by name or its files are at hand."""
+    from veneer.data.glue import VARIABLE
+
+    if name == "glue" or glue is not None or os.environ.get(VARIABLE):
+        return exhibits
+    if "glue" in {exhibit.name for exhibit in exhibits}:
+        note(f"the runs on GLUE are left out: name its folder by --glue or {VARIABLE}, or ask for glue by name")
+    return [exhibit for exhibit in exhibits if exhibit.name != "glue"]
+
+
+def _with_glue(config: "RunConfig", folder: str | None) -> "RunConfig":
+    """Return a run that finds GLUE's files in this folder, if it needs them; it stays the same run."""
+    from veneer.data.glue import TASKS
+
+    return replace(config, glue=folder) if config.data in TASKS else config
 
 
 def _fill(grid: "Grid", configs: "list[RunConfig]", workers: int, ray: str | None, seconds: float | None) -> None:

@@ -98,7 +98,7 @@ def runs_of(grid: Grid, side: Side) -> list[RunConfig]:
 
 def wide_sweep(method: str) -> Mapping[float, list[RunConfig]]:
     """Return each rate's runs, by seed."""
-    runs = [config for seed in SEEDS for config in runs_at(TASK, method, WIDE, seed)]
+    runs = [config for seed in SEEDS for config in runs_at(TASK, method, WIDE, seed=seed)]
     rates = dict.fromkeys(config.peak_learning_rate() for config in runs)
     return {rate: [config for config in runs if config.peak_learning_rate() == rate] for rate in rates}
 

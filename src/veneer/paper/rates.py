@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from veneer.methods.table import find_method
-from veneer.paper.protocol import run_of
+from veneer.paper.protocol import MODEL, run_of
 from veneer.paper.tabulation import found, own_score_on_validation
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
@@ -26,16 +26,16 @@ def rate_at(method: str, step: int) -> float:
     return float(f"{find_method(method).learning_rate * 10.0**decade * (3 if is_odd else 1):.3g}")
 
 
-def runs_at(task: str, method: str, steps: Sequence[int], seed: int = SEED) -> list[RunConfig]:
+def runs_at(task: str, method: str, steps: Sequence[int], *, seed: int = SEED, model: str = MODEL) -> list[RunConfig]:
     """Return one run for each of these steps."""
-    return [run_of(task, method, seed, {"learning_rate": rate_at(method, step)}) for step in steps]
+    return [run_of(task, method, seed, {"model": model, "learning_rate": rate_at(method, step)}) for step in steps]
 
 
-def sweep_of(grid: Grid, task: str, method: str) -> list[RunConfig]:
+def sweep_of(grid: Grid, task: str, method: str, model: str = MODEL) -> list[RunConfig]:
     """Return the runs of the sweep, the lowest rate first, as far as the records at hand tell which are needed."""
     low, high = -1, 1
     while True:
-        runs = runs_at(task, method, range(low, high + 1))
+        runs = runs_at(task, method, range(low, high + 1), model=model)
         done = found(grid, runs)
         if len(done) < len(runs):
             return runs
@@ -53,20 +53,26 @@ def best(records: Sequence[RunRecord]) -> RunRecord:
     return max(records, key=lambda record: (own_score_on_validation(record), -record.validation.loss))
 
 
-def chosen_rate(grid: Grid, task: str, method: str) -> float | None:
+def chosen_rate(grid: Grid, task: str, method: str, model: str = MODEL) -> float | None:
     """Return the best rate of the sweep; None as long as it is not complete."""
-    runs = sweep_of(grid, task, method)
+    runs = sweep_of(grid, task, method, model)
     done = found(grid, runs)
     return float(best(done).config["learning_rate"]) if len(done) == len(runs) else None
 
 
 def tuned_runs(
-    grid: Grid, task: str, method: str, seeds: Sequence[int], changes: Mapping[str, Any] | None = None
+    grid: Grid,
+    task: str,
+    method: str,
+    seeds: Sequence[int],
+    changes: Mapping[str, Any] | None = None,
+    *,
+    model: str = MODEL,
 ) -> list[RunConfig]:
     """Return a method's runs on a task by seed, with `changes` to their settings.
 
     They have the chosen learning rate, or the method's own as long as there is none.
     """
-    rate = chosen_rate(grid, task, method) or find_method(method).learning_rate
-    settings = {"learning_rate": rate, **(changes or {})}
+    rate = chosen_rate(grid, task, method, model) or find_method(method).learning_rate
+    settings = {"model": model, "learning_rate": rate, **(changes or {})}
     return [run_of(task, method, seed, settings) for seed in seeds]

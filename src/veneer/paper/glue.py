@@ -1,0 +1,88 @@
+"""`glue`: the paper's Table 2 on five of its own tasks, where GLUE's files are at hand or the hub is."""
+
+from collections.abc import Iterator
+
+from veneer.data.glue import TASKS
+from veneer.data.metrics import METRICS
+from veneer.paper.exhibit import Contents, Exhibit, Measurement, Table
+from veneer.paper.protocol import MODEL, SCALED_DOWN, by_seed
+from veneer.paper.rates import sweep_of, tuned_runs
+from veneer.paper.table2 import COLUMNS, ENTRIES, PAPER_ROWS, claims, method_table
+from veneer.paper.tabulation import found
+from veneer.training.config import RunConfig
+from veneer.training.grid import Grid
+
+MPNET = "sentence-transformers/all-mpnet-base-v2"
+"""109 million parameters, of the class of RoBERTa base; from the hub."""
+MPNET_TASKS = ("glue/mrpc", "glue/rte", "glue/cola")
+
+
+def _parts() -> Iterator[tuple[str, str]]:
+    """Yield each task and model."""
+    yield from ((task, MODEL) for task in TASKS)
+    yield from ((task, MPNET) for task in MPNET_TASKS)
+
+
+def sweep(grid: Grid) -> list[RunConfig]:
+    """Return the runs that choose each method's learning rate for each task and model."""
+    return [config for task, model in _parts() for method in ENTRIES for config in sweep_of(grid, task, method, model)]
+
+
+def runs_of(grid: Grid, task: str, method: str, model: str) -> list[RunConfig]:
+    """Return a method's runs on a task, by seed."""
+    return tuned_runs(grid, task, method, ENTRIES[method].seeds, model=model)
+
+
+def runs(grid: Grid) -> list[RunConfig]:
+    """Return every run, one seed of everything first."""
+    parts = [(task, method, model) for task, model in _parts() for method in ENTRIES]
+    return by_seed([config for part in parts for config in runs_of(grid, *part)])
+
+
+def contents(grid: Grid, measurement: Measurement | None) -> Contents:
+    """Return a table for each task and model that has runs beside the paper's, and the verdicts over all of them."""
+    records = {
+        (task, model): {method: found(grid, runs_of(grid, task, method, model)) for method in ENTRIES}
+        for task, model in _parts()
+    }
+    tables = [
+        method_table(task, of, (TASKS[task].folder, "Avg"), model=model)
+        for (task, model), of in records.items()
+        if any(of.values())
+    ]
+    return Contents(
+        tables=(_tasks_table(), *tables),
+        verdicts=claims({" with ".join(part): of for part, of in records.items()}),
+    )
+
+
+def _tasks_table() -> Table:
+    full, lora = (next(row[-1] for row in PAPER_ROWS if row[0] == f"RoBERTa base, {name}") for name in ("FT*", "LoRA"))
+    return Table(
+        name="glue-tasks",
+        title="The tasks",
+        columns=("Task", "Metric", "Rows to train on", "Rows of dev", "Full fine-tuning there, %", "LoRA there, %"),
+        rows=tuple(
+            (task.folder, METRICS[task.metric].heading, *task.num_rows, full[place], lora[place])
+            for task in TASKS.values()
+            for place in [COLUMNS.index(task.folder)]
+        ),
+        notes=("The paper's scores are those of RoBERTa base. Its LoRA rows on MRPC, RTE and STS-B start from MNLI.",),
+    )
+
+
+EXHIBIT = Exhibit(
+    name="glue",
+    title="Table 2 on GLUE itself",
+    shows="Table 2 (section 5.2) on SST-2, MRPC, CoLA, RTE and STS-B. `--glue FOLDER` names GLUE's files; without "
+    "it they come from the hub, where `glue` is asked for by name.",
+    contents=contents,
+    sweep=sweep,
+    runs=runs,
+    scaled_down=(
+        "Models: MiniLM, 22.7 million parameters, and on MRPC, RTE and CoLA also MPNet, 109 million, of the size of "
+        "RoBERTa base.",
+        *SCALED_DOWN[2:],
+        "Rows: GLUE's dev set is the test set here, used once; a tenth of its train set chooses rates and epochs.",
+    ),
+)

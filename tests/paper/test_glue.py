@@ -1,0 +1,62 @@
+"""Table 2 on GLUE: each task by its own metric, beside the paper's own cell, with runs that any folder serves."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.paper.kept import keep_all
+from veneer.data.glue import TASKS
+from veneer.paper import glue, table2
+from veneer.training.config import RunConfig
+from veneer.training.grid import Grid
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    return Grid(folder=tmp_path / "runs")
+
+
+def accuracy(config: RunConfig) -> float:
+    return 0.9 - 0.1 * (config.method != "lora-qv") + 0.002 * config.seed * (1 + (config.method == "full"))
+
+
+def test_every_task_has_a_table_in_its_own_metric_beside_the_papers_cell(grid):
+    keep_all(grid, glue.EXHIBIT, accuracy)
+    sheet = glue.EXHIBIT.sheet(grid)
+    assert sheet.missing == ()
+    tables = {table.name: table for table in sheet.tables}
+    expected = {
+        "table2-sst2": ("Accuracy on test", "95.1 ± .2"),
+        "table2-mrpc": ("Accuracy on test", "89.7 ± .7"),
+        "table2-cola": ("Matthews on test", "63.4 ± 1.2"),
+        "table2-rte": ("Accuracy on test", "86.6 ± .7"),
+        "table2-stsb": ("Pearson on test", "91.5 ± .2"),
+    }
+    mpnet = {f"table2-{name}-all-mpnet-base-v2" for name in ("mrpc", "rte", "cola")}
+    assert set(tables) == {"glue-tasks", *expected, *mpnet}
+    for name, (heading, cell) in expected.items():
+        assert heading in tables[name].columns
+        row = next(row for row in tables[name].rows if row[0] == "LoRA, query + value")
+        assert row[-2:] == (cell, "87.2")
+    assert [verdict.outcome for verdict in sheet.verdicts] == ["held"] * len(sheet.verdicts)
+
+
+def test_the_tables_own_score_is_what_the_verdicts_turn_with(grid):
+    """On CoLA accuracy is 0.9 against 0.8, and Matthews's correlation of two equal classes 0.8 against 0.6."""
+    keep_all(grid, glue.EXHIBIT, lambda config: 0.9 if config.method == "lora-qv" else 0.8)
+    claim = glue.EXHIBIT.sheet(grid).verdicts[0]
+    assert "glue/cola with minilm: +20.0 points" in claim.because
+    assert "glue/rte with minilm: +10.0 points" in claim.because
+
+
+def test_the_seeds_and_methods_are_those_of_table_2(grid):
+    runs = glue.runs(grid)
+    for task in TASKS:
+        mine = [(run.method, run.seed) for run in runs if run.data == task and run.model == "minilm"]
+        assert sorted(mine) == sorted((method, seed) for method, of in table2.ENTRIES.items() for seed in of.seeds)
+
+
+def test_where_glues_files_lie_is_no_part_of_a_run(grid):
+    (run, *_) = glue.runs(grid)
+    elsewhere = RunConfig(**{**vars(run), "glue": "/anywhere"})
+    assert grid.place(run) == grid.place(elsewhere)
