@@ -6,7 +6,7 @@ import pytest
 
 from tests.paper.kept import keep_all
 from veneer.data.glue import TASKS
-from veneer.paper import glue, table2
+from veneer.paper import glue, roberta, table2
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
@@ -60,3 +60,17 @@ def test_where_glues_files_lie_is_no_part_of_a_run(grid):
     (run, *_) = glue.runs(grid)
     elsewhere = RunConfig(**{**vars(run), "glue": "/anywhere"})
     assert grid.place(run) == grid.place(elsewhere)
+
+
+@pytest.mark.parametrize(("score", "outcome"), [(0.96, "held"), (0.5, "not held")])
+def test_at_the_papers_size_ours_is_judged_by_the_printed_score(grid, score, outcome):
+    keep_all(grid, roberta.EXHIBIT, lambda config: score + 0.001 * config.seed)
+    (verdict,) = roberta.EXHIBIT.sheet(grid).verdicts
+    assert verdict.outcome == outcome
+    assert "glue/mrpc" not in verdict.because  # the paper's starts from MNLI
+
+
+def test_the_papers_scores_are_read_as_shares():
+    assert {task: roberta.printed(task) for task in roberta.RECIPES} == {
+        "glue/sst2": 0.951, "glue/mrpc": 0.897, "glue/cola": 0.634, "glue/rte": 0.866, "glue/stsb": 0.915,
+    }  # fmt: skip

@@ -15,11 +15,11 @@ from torch import Tensor
 from veneer.data.sources import DataRequest, find_model, load_splits
 from veneer.data.splits import Examples
 from veneer.paper.exhibit import Measurement
-from veneer.paper.protocol import MODEL, run_of
+from veneer.paper.protocol import MODEL, SETTINGS, run_of
 from veneer.paper.tabulation import accuracy_on_test
 from veneer.training.compare import Watcher, run_in_process
 from veneer.training.config import RunConfig
-from veneer.training.encoding import BATCH_SIZE, collator, encode
+from veneer.training.encoding import BATCH_SIZE, autocast, collator, encode
 from veneer.training.machine import describe_machine, describe_versions
 from veneer.training.models import Classifier, load_classifier
 from veneer.training.saved import load_trained
@@ -65,14 +65,17 @@ def measure(watcher: Watcher, quick: bool) -> Measurement:
 
 
 def embeddings(classifier: Classifier, sentences: list[str]) -> Float[Tensor, "rows d"]:
-    """Return each sentence's embedding, of length 1: the mean over its tokens of the last hidden states."""
+    """Return each sentence's embedding, of length 1: the mean over its tokens of the last hidden states.
+
+    All models compute as those in training do, so that rounding alone makes no neighbour.
+    """
     model: Any = classifier.model
     model.eval()
     rows = encode(Examples(texts=tuple(sentences)), classifier.tokenizer, labels=(), max_tokens=128)
     collate, means = collator(classifier.tokenizer), []
     for start in range(0, len(rows), BATCH_SIZE):
         inputs = {key: value.to(model.device) for key, value in collate(rows[start : start + BATCH_SIZE]).items()}
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(model.device, SETTINGS["precision"]):
             hidden = model.base_model(**inputs).last_hidden_state.float()
         mask = inputs["attention_mask"].unsqueeze(-1)
         means.append((hidden * mask).sum(dim=1) / mask.sum(dim=1))

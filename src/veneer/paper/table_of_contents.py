@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from veneer.errors import unknown_name
-from veneer.paper import counts, data, figure2, glue, latency, modern, ranks, subspaces, table2, table18
+from veneer.paper import counts, data, figure2, glue, latency, modern, ranks, roberta, subspaces, table2, table18
 from veneer.paper.exhibit import Exhibit, Sheet
 from veneer.paper.measurements import read_measurement
 from veneer.training.grid import Grid
@@ -14,6 +14,7 @@ EXHIBITS: Mapping[str, Exhibit] = {
     for exhibit in (
         table2.EXHIBIT,
         glue.EXHIBIT,
+        roberta.EXHIBIT,
         figure2.EXHIBIT,
         ranks.EXHIBIT,
         table18.EXHIBIT,
