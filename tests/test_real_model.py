@@ -12,9 +12,11 @@ from veneer.data.metrics import is_collapsed
 from veneer.data.rotten_tomatoes import side_of
 from veneer.data.sources import DATASETS, MODELS, DataRequest, find_model, load_splits
 from veneer.data.wheels import fetch_members
+from veneer.paper.forgetting_measurement import embeddings
 from veneer.training.config import RunConfig
 from veneer.training.encoding import encode, predict_logits
 from veneer.training.models import load_classifier
+from veneer.training.recipe import narrow_frozen
 from veneer.training.run import run
 from veneer.training.saved import load_trained
 
@@ -134,3 +136,14 @@ def test_logits_do_not_depend_on_the_order_of_rows(source):
     forward = predict_logits(loaded.model, rows, loaded.tokenizer, precision="float32")
     backward = predict_logits(loaded.model, rows[::-1], loaded.tokenizer, precision="float32")
     assert torch.equal(forward, backward.flip(0))
+
+
+def test_narrowing_moves_no_sentence_embedding_and_likeness_is_what_it_was_trained_for(source):
+    sentences = [*SENTENCES, "An unassuming delight.", "Noisy, tedious and overlong."]
+    plain, narrowed = classifier(source), classifier(source)
+    narrow_frozen(narrowed.model.requires_grad_(False), "bfloat16")
+    rows = embeddings(plain, sentences)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(sentences)))
+    torch.testing.assert_close(embeddings(narrowed, sentences), rows, atol=1e-2, rtol=0)
+    cosines = rows @ rows.T
+    assert cosines[1].argsort(descending=True)[1] == 4  # dull and loud is nearest to noisy and tedious
