@@ -27,7 +27,7 @@ OTHER_FILES = {
     "Makefile": "setup, demo, test, check",
     "pyproject.toml": "the package and the settings of its checks",
     "results": "committed runs: what the tables above are made of",
-    "tests": "laws and oracles, laid out as the source is; `tests/oracles` compares with peft and loralib",
+    "tests": "laws and oracles, laid out as the source is; `tests/oracles` compares with peft, loralib and AdapterHub",
     "scripts/check": "format, lint, types, tests; what `.ci/run` comes down to",
     "scripts/update_readme.py": "makes this list and the results above from the source and the committed run",
     "requirements.lock": "the exact versions `make` installs",

@@ -1,4 +1,4 @@
-"""Trained tokens against plain models that are handed the embeddings, and against PEFT's prompt tuning."""
+"""Trained tokens against plain models that are handed the embeddings, and against PEFT's prompt and prefix tuning."""
 
 import peft
 import pytest
@@ -73,17 +73,61 @@ def test_the_output_is_the_plain_models_with_these_embeddings_and_block_inputs(n
     torch.testing.assert_close(model(ids()).logits, expected)
 
 
+def beside_peft(name, family, config):
+    """A decoder with a trained prefix, and PEFT's on the same model with the same head; its prefix is still its own."""
+    model, plain = tiny(family), tiny(family)
+    attached(model, name, family, prefix_tokens=LP, infix_tokens=0)
+    shaken(model)
+    plain.score.load_state_dict(model.score.state_dict())
+    return model, peft.get_peft_model(plain, config(task_type="SEQ_CLS", num_virtual_tokens=LP)).eval()
+
+
+def beside_prompt_tuning(family):
+    """The same with PEFT's prompt tuning of our rows. In an encoder it is another: its prompt stands before [CLS]."""
+    model, theirs = beside_peft("prefix-embed", family, peft.PromptTuningConfig)
+    theirs.prompt_encoder["default"].embedding.load_state_dict({"weight": rows_of(model)[0]})
+    return model, theirs
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_prompt_tuning_is_pefts(family):
-    model, plain = tiny(family), tiny(family)
-    attached(model, "prefix-embed", family, prefix_tokens=LP, infix_tokens=0)
-    shaken(model)
-    plain.load_state_dict({"score.weight": trained_state(model)["score.weight"]}, strict=False)
-    theirs = peft.get_peft_model(plain, peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=LP)).eval()
-    with torch.no_grad():
-        theirs.prompt_encoder["default"].embedding.weight.copy_(rows_of(model)[0])
-    assert sum(p.numel() for p in theirs.prompt_encoder.parameters()) == rows_of(model)[0].numel()
-    torch.testing.assert_close(model(ids()).logits, theirs(ids(), attention_mask=torch.ones_like(ids())).logits)
+    model, theirs = beside_prompt_tuning(family)
+    logits, expected = model(ids()).logits, theirs(ids(), attention_mask=torch.ones_like(ids())).logits
+    torch.testing.assert_close(logits, expected)
+    for each in (logits, expected):
+        each.square().sum().backward()
+    gradient = model.get_input_embeddings().rows.grad
+    torch.testing.assert_close(gradient, theirs.prompt_encoder["default"].embedding.weight.grad)
+
+
+@pytest.mark.parametrize(("family", "side"), [("gpt2", "right"), ("llama", "right"), ("llama", "left")])
+def test_a_padded_batch_is_pefts_prompt_tuning_of_each_text_alone(family, side):
+    """PEFT's own padded batch is no oracle: its prompt stands before left padding, and its head reads right padding.
+
+    Left padding shifts GPT-2's positions, with a prefix or without.
+    """
+    model, theirs = beside_prompt_tuning(family)
+    mask = torch.arange(7) < torch.tensor([[7], [5], [3], [1]])
+    mask = mask if side == "right" else mask.flip(1)
+    texts = [row[kept][None] for row, kept in zip(ids(), mask, strict=True)]
+    expected = torch.cat([theirs(text, attention_mask=torch.ones_like(text)).logits for text in texts])
+    logits = model(ids().where(mask, PADDING), attention_mask=mask.long()).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_prefix_layer_is_pefts_prefix_tuning_with_the_keys_and_values_of_its_rows():
+    """Prefix tuning (Li and Liang) trains keys and values, of which those that blocks make of rows are some."""
+    model, theirs = beside_peft("prefix-layer", "gpt2", peft.PrefixTuningConfig)
+    first, *deeper = rows_of(model)
+    decoder = theirs.base_model.transformer
+    inputs = [first + decoder.wpe.weight[:LP], *deeper]
+    made = [block.attn.c_attn(block.ln_1(rows))[:, HIDDEN:] for block, rows in zip(decoder.h, inputs, strict=True)]
+    theirs.prompt_encoder["default"].embedding.load_state_dict({"weight": torch.cat(made, dim=1)})
+    mask = torch.ones_like(ids())
+    mask[1, 3:] = 0
+    text = ids().where(mask.bool(), PADDING)
+    logits, expected = (each(text, attention_mask=mask).logits for each in (model, theirs))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
