@@ -154,10 +154,10 @@ def test_the_runs_on_all_rows_are_those_of_table_2(grid):
     }
 
 
-def test_rank_8_on_query_and_value_is_run_once_for_both_tables(grid):
+def test_rank_8_of_both_methods_is_run_once_for_both_tables(grid):
     shared = set(ranks.runs(grid)) & set(table2.runs(grid))
     assert {(config.method, config.r, config.seed) for config in shared} == {
-        ("lora-qv", 8, seed) for seed in ranks.SEEDS
+        (method, 8, seed) for method in ("lora-qv", "lora-all") for seed in ranks.SEEDS
     }
 
 

@@ -109,7 +109,10 @@ def test_a_claim_is_decided_by_where_its_intervals_lie(differences, margin, outc
     tasks = {f"task {number}": one for number, one in enumerate(differences)}
     verdict = judge(claim="c", source="s", differences=tasks, margin=margin)
     assert verdict.outcome == outcome
-    assert all(task in verdict.because for task in tasks)
+    if any(differences):
+        assert all(task in verdict.because for task in tasks)
+    else:
+        assert verdict.because == "Not run yet."
 
 
 def test_a_records_own_score_is_what_its_task_is_judged_by():

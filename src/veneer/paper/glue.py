@@ -74,8 +74,8 @@ def _tasks_table() -> Table:
 EXHIBIT = Exhibit(
     name="glue",
     title="Table 2 on GLUE itself",
-    shows="Table 2 (section 5.2) on SST-2, MRPC, CoLA, RTE and STS-B. `--glue FOLDER` names GLUE's files; without "
-    "it they come from the hub, where `glue` is asked for by name.",
+    shows="Table 2 (section 5.2) on SST-2, MRPC, CoLA, RTE and STS-B. --glue FOLDER names GLUE's files; without it "
+    "they come from the hub, where this exhibit is asked for by name.",
     contents=contents,
     sweep=sweep,
     runs=runs,

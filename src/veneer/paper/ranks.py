@@ -18,12 +18,14 @@ SEEDS = range(3)
 RANKS = (1, 2, 4, 8, 64)
 QUERY_VALUE = ("query", "value")
 ALL_FOUR = ("query", "key", "value", "output")
+ALL_LINEAR = ()
+"""Every linear layer, the feed-forward's too: a row that the paper does not have."""
 SHORT: Mapping[str, str] = {"query": "W_q", "key": "W_k", "value": "W_v", "output": "W_o"}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Some of attention's projections and the rank of their updates."""
+    """Some of attention's projections, or `ALL_LINEAR`, and the rank of their updates."""
 
     weights: tuple[str, ...]
     r: int
@@ -31,7 +33,12 @@ class Choice:
     @property
     def label(self) -> str:
         """The projections in the paper's symbols."""
-        return ", ".join(SHORT[weight] for weight in self.weights)
+        return ", ".join(SHORT[weight] for weight in self.weights) or "all linear layers"
+
+    @property
+    def method(self) -> str:
+        """Which method adapts them."""
+        return METHOD if self.weights else "lora-all"
 
 
 TABLE_5: Mapping[Choice, tuple[str, str]] = {
@@ -50,28 +57,29 @@ TABLE_6: Mapping[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {
     ALL_FOUR: (("74.1", "73.7", "74.0", "74.0", "73.9"), ("91.2", "91.7", "91.7", "91.5", "91.4")),
 }
 """Projections to the paper's accuracies on WikiSQL and on MultiNLI, one for each of `RANKS`."""
+LINES = (*TABLE_6, ALL_LINEAR)
 Records = Mapping[str, Mapping[Choice, Sequence[RunRecord]]]
 
 
 def choices() -> list[Choice]:
     """Return every choice of both tables once."""
-    return list(dict.fromkeys([*TABLE_5, *(Choice(weights, r) for weights in TABLE_6 for r in RANKS)]))
+    return list(dict.fromkeys([*TABLE_5, *(Choice(weights, r) for weights in LINES for r in RANKS)]))
 
 
 def changes_of(choice: Choice) -> dict[str, Any]:
-    """Return what a choice changes in `METHOD`'s settings; alpha stays what it is for every rank, as in the paper."""
-    own = choice.weights == QUERY_VALUE  # the method's own choice: named alike, `table2` has the same runs
+    """Return what a choice changes in its method's settings; alpha stays what it is for every rank, as in the paper."""
+    own = choice.weights in (QUERY_VALUE, ALL_LINEAR)  # the methods' own: named alike, `table2` has the same runs
     return {"r": choice.r} if own else {"weights": choice.weights, "r": choice.r}
 
 
 def sweep(grid: Grid) -> list[RunConfig]:
-    """Return the runs that choose the learning rate of all choices, with LoRA as it is in `table2`."""
-    return [config for task in TASKS for config in sweep_of(grid, task, METHOD)]
+    """Return the runs that choose the learning rates, with LoRA as it is in `table2`."""
+    return [config for task in TASKS for method in (METHOD, "lora-all") for config in sweep_of(grid, task, method)]
 
 
 def runs_of(grid: Grid, task: str, choice: Choice) -> list[RunConfig]:
     """Return the runs of a choice on a task, by seed."""
-    return tuned_runs(grid, task, METHOD, SEEDS, changes_of(choice))
+    return tuned_runs(grid, task, choice.method, SEEDS, changes_of(choice))
 
 
 def runs(grid: Grid) -> list[RunConfig]:
@@ -107,11 +115,11 @@ def _table_5(task: str, records: Mapping[Choice, Sequence[RunRecord]]) -> Table:
 
 def _table_6(task: str, records: Mapping[Choice, Sequence[RunRecord]]) -> Table:
     rows: list[tuple[Cell, ...]] = []
-    for weights, (wikisql, mnli) in TABLE_6.items():
+    for weights in LINES:
         label = Choice(weights, 1).label
         rows.append((label, "ours", *(mean(records[Choice(weights, r)]) for r in RANKS)))
-        rows.append((label, "paper, WikiSQL, %", *wikisql))
-        rows.append((label, "paper, MultiNLI, %", *mnli))
+        for name, paper in zip(("WikiSQL", "MultiNLI"), TABLE_6.get(weights, ()), strict=False):
+            rows.append((label, f"paper, {name}, %", *paper))
     return Table(
         name=f"ranks-table6-{task}",
         title=f"Table 6 on {task}: rank",
@@ -126,7 +134,7 @@ def _figure(task: str, records: Mapping[Choice, Sequence[RunRecord]]) -> tuple[C
         name=f"ranks-{task}",
         title=f"Accuracy along the ranks on {task}",
         x_label="Rank r",
-        series={Choice(weights, 1).label: {r: records[Choice(weights, r)] for r in RANKS} for weights in TABLE_6},
+        series={Choice(weights, 1).label: {r: records[Choice(weights, r)] for r in RANKS} for weights in LINES},
     )
 
 

@@ -164,7 +164,9 @@ def judge(*, claim: str, source: str, differences: Mapping[str, Number | None], 
     elif each and all(one == "held" for one in each.values()):
         outcome = "held"
     because = "; ".join(f"{task}: {_told(number)}" for task, number in differences.items()) + "."
-    if margin is not None:
+    if not any(differences.values()):
+        because = "Not run yet."
+    elif margin is not None:
         because += f" No worse means by less than {100 * margin:.1f} points."
     return Verdict(claim=claim, source=source, outcome=outcome, because=because)
 
