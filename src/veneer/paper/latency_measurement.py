@@ -65,11 +65,16 @@ SHAPE, QUICK_SHAPE = (1024, 24, 16), (64, 2, 2)
 
 def measure(watcher: Watcher, quick: bool) -> Measurement:
     """Return the times of every trial, in milliseconds, by setting and method."""
+    at_hand: dict[tuple[int, int], dict[str, nn.Module]] = {}
+    """The models of one width, made once: drawing their weights takes longer than most passes."""
 
     def times(setting: Setting, trials: int) -> dict[str, Any]:
         watcher.notify(f"latency: batch {setting.batch}, {setting.tokens} tokens, at most {trials} trials")
-        models = {name: model_with(setting, attachment, quick=quick) for name, attachment in methods(setting).items()}
-        return {**asdict(setting), "ms": interleaved(models, setting, trials)}
+        widths = (setting.lin, setting.houlsby)
+        if widths not in at_hand:
+            at_hand.clear()
+            at_hand[widths] = {name: model_with(setting, part, quick=quick) for name, part in methods(setting).items()}
+        return {**asdict(setting), "ms": interleaved(at_hand[widths], setting, trials)}
 
     settings, sweep, trials = (QUICK_SETTINGS, (), QUICK_TRIALS) if quick else (SETTINGS, SWEEP, TRIALS)
     return {
