@@ -144,7 +144,7 @@ def test_a_right_padded_batch_gives_each_row_what_it_gets_alone(name, family):
     model = tiny(family, dtype=torch.float64)
     attached(model, name, family)
     shaken(model)
-    lengths = (7, 3, 5, 1)
+    lengths, tolerance = (7, 3, 5, 1), 1e-5 if family == "llama" else 1e-10  # whose norms compute in float32
     batch, mask = ids(), torch.zeros(4, 7, dtype=torch.long)
     for row, length in enumerate(lengths):
         mask[row, :length] = 1
@@ -152,7 +152,7 @@ def test_a_right_padded_batch_gives_each_row_what_it_gets_alone(name, family):
     together = model(batch, attention_mask=mask).logits
     for row, length in enumerate(lengths):
         alone = model(input_ids=batch[row : row + 1, :length]).logits
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", BASELINES)

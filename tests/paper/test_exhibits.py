@@ -1,16 +1,20 @@
 """Every exhibit renders from nothing, names what is missing, and turns with its records."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.paper.kept import keep, keep_all
+from tests.report.records import results
 from veneer.errors import ConfigError, UnknownNameError
 from veneer.paper import data, figure2, ranks, table2, table18
 from veneer.paper.measurements import place, read_measurement, write_measurement
 from veneer.paper.protocol import by_seed
 from veneer.paper.table_of_contents import EXHIBITS, find_exhibits
+from veneer.results import read_results, write_results
+from veneer.training import config as config_module
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
@@ -23,7 +27,7 @@ def grid(tmp_path: Path) -> Grid:
 @pytest.mark.parametrize("exhibit", EXHIBITS.values(), ids=EXHIBITS)
 def test_without_a_record_every_run_is_named_and_no_experiment_is_judged(exhibit, grid):
     sheet = exhibit.sheet(grid)
-    expected = {grid.place(config).name for config in [*exhibit.sweep(grid), *exhibit.runs(grid)]}
+    expected = {grid.places(config)[0].name for config in [*exhibit.sweep(grid), *exhibit.runs(grid)]}
     assert set(sheet.missing) == expected | ({"the measurement itself"} if exhibit.measure else set())
     assert len(sheet.missing) == len(set(sheet.missing))
     assert sheet.tables
@@ -41,9 +45,28 @@ def test_the_runs_are_distinct_and_one_seed_comes_first(exhibit, grid):
 
 
 @pytest.mark.parametrize("exhibit", EXHIBITS.values(), ids=EXHIBITS)
-def test_no_run_depends_on_the_machine(exhibit, grid):
-    for config in [*exhibit.sweep(grid), *exhibit.runs(grid)]:
-        assert "auto" not in (config.precision, config.attention)
+def test_only_the_precision_of_a_run_is_left_to_the_machine_and_no_sheet_shows_which(exhibit, grid, monkeypatch):
+    runs, sheets = [*exhibit.sweep(grid), *exhibit.runs(grid)], []
+    for precision in ("float32", "bfloat16"):
+        machine = {"auto": precision, "float32": "float32", "bfloat16": "bfloat16"}
+        monkeypatch.setattr(config_module, "resolve_precision", machine.get)
+        sheets.append(exhibit.sheet(grid))
+        for config in runs:
+            assert config.resolved().attention == config.attention
+    assert sheets[0] == sheets[1]
+
+
+def test_a_sheet_counts_its_runs_in_each_precision_where_there_are_two(grid):
+    keep_all(grid, table2.EXHIBIT, accuracies(0.85, 0.84, 0.80))
+    assert not [line for line in table2.EXHIBIT.sheet(grid).scaled_down if "Precision" in line]
+    (folder,) = grid.folder.glob("trec-full-seed4-*")
+    (kept,) = read_results(folder).records
+    other = {"bfloat16": "float32", "float32": "bfloat16"}[kept.config["precision"]]
+    write_results(folder, results(replace(kept, config={**kept.config, "precision": other})))
+    (line,) = [line for line in table2.EXHIBIT.sheet(grid).scaled_down if "Precision" in line]
+    total = len(list(grid.folder.iterdir()))
+    assert f"1 in {other}" in line
+    assert f"{total - 1} in {kept.config['precision']}" in line
 
 
 def accuracies(lora: float, full: float, others: float) -> Callable[[RunConfig], float]:

@@ -7,6 +7,7 @@ import pytest
 from tests.report.records import record
 from veneer.errors import VeneerError
 from veneer.results import RESULTS_FILE, Results, write_results
+from veneer.training import config as config_module
 from veneer.training import grid as module
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -55,3 +56,41 @@ def test_two_spellings_of_one_run_are_done_once(tmp_path):
     unnamed = replace(CONFIGS[0], method="houlsby")
     assert named != unnamed
     assert Grid(folder=tmp_path).missing([named, CONFIGS[1], unnamed]) == [named, CONFIGS[1]]
+
+
+def keep(grid, config):
+    place = grid.place(config)
+    place.mkdir(parents=True)
+    kept = replace(record("head"), config={"precision": config.resolved().precision})
+    write_results(place, Results(machine={}, versions={}, records=[kept]))
+
+
+@pytest.mark.parametrize("machine", ["bfloat16", "float32"])
+@pytest.mark.parametrize("done", ["bfloat16", "float32"])
+def test_a_run_of_any_precision_counts_in_either_on_any_machine_and_a_named_one_in_its_own(
+    tmp_path, monkeypatch, machine, done
+):
+    grid = Grid(folder=tmp_path)
+    other = {"bfloat16": "float32", "float32": "bfloat16"}[done]
+    anything, named = replace(CONFIGS[0], precision="auto"), replace(CONFIGS[0], precision=other)
+    keep(grid, replace(CONFIGS[0], precision=done))
+    monkeypatch.setattr(config_module, "resolve_precision", lambda given: machine if given == "auto" else given)
+    assert grid.find(anything).config["precision"] == done
+    assert grid.missing([anything, named]) == [named]
+    keep(grid, named)
+    assert grid.find(anything).config["precision"] == "bfloat16"
+    assert grid.missing([anything, named]) == []
+
+
+def test_what_is_missing_is_done_in_the_precision_of_this_machine_wherever_it_is_done(tmp_path, monkeypatch):
+    given = []
+
+    def runner(config, watcher, workers):
+        given.append(config.precision)
+        return Results(machine={}, versions={}, records=[record("head")])
+
+    grid = Grid(folder=tmp_path)
+    for machine in ("float32", "bfloat16"):
+        monkeypatch.setattr(module, "resolve_precision", lambda precision, machine=machine: machine)
+        list(grid.fill([replace(CONFIGS[0], precision="auto", seed=len(given))], Silent(), runner=runner))
+    assert given == ["float32", "bfloat16"]

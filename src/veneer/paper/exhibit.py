@@ -7,7 +7,8 @@ waits for anything: what is not there yet is named in `missing`.
 "The paper" is Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, version 2.
 """
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -187,13 +188,10 @@ class Exhibit:
     measure: Callable[[Watcher, bool], Measurement] | None = None
     """Measures anew, told whether to be quick; None where records, or nothing, are enough."""
 
-    def missing(self, grid: Grid) -> list[RunConfig]:
-        """Return the runs that are not there yet, those that choose learning rates first, each once."""
-        return grid.missing([*self.sweep(grid), *self.runs(grid)])
-
     def sheet(self, grid: Grid, measurement: Measurement | None = None) -> Sheet:
         """Return what the records in `grid` and the measurement make of the exhibit."""
         contents = self.contents(grid, measurement)
+        runs = [*self.sweep(grid), *self.runs(grid)]
         unmeasured = self.measure is not None and measurement is None
         return Sheet(
             exhibit=self.name,
@@ -202,10 +200,20 @@ class Exhibit:
             tables=contents.tables,
             figures=contents.figures,
             verdicts=contents.verdicts,
-            scaled_down=self.scaled_down + _shortened(measurement),
-            missing=tuple(grid.place(config).name for config in self.missing(grid))
+            scaled_down=self.scaled_down + _precisions(grid, runs) + _shortened(measurement),
+            missing=tuple(grid.places(config)[0].name for config in grid.missing(runs))
             + (("the measurement itself",) if unmeasured else ()),
         )
+
+
+def _precisions(grid: Grid, runs: Sequence[RunConfig]) -> tuple[str, ...]:
+    """Return how many of the runs were done in which precision, where it is not one for all."""
+    done = {grid.places(config)[0]: record for config in runs if (record := grid.find(config)) is not None}
+    counted = Counter(record.config["precision"] for record in done.values())
+    if len(counted) < 2:
+        return ()
+    told = ", ".join(f"{count} in {precision}" for precision, count in sorted(counted.items()))
+    return (f"Precision: that of the machine at hand; runs {told}. results/recipe.md compares the two.",)
 
 
 def _shortened(measurement: Measurement | None) -> tuple[str, ...]:

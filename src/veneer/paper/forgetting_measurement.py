@@ -18,7 +18,7 @@ from veneer.paper.exhibit import Measurement
 from veneer.paper.protocol import MODEL, SETTINGS, run_of
 from veneer.paper.tabulation import accuracy_on_test
 from veneer.training.compare import Watcher, run_in_process
-from veneer.training.config import RunConfig
+from veneer.training.config import RunConfig, resolve_precision
 from veneer.training.encoding import BATCH_SIZE, autocast, collator, encode
 from veneer.training.machine import describe_machine, describe_versions
 from veneer.training.models import Classifier, load_classifier
@@ -75,7 +75,7 @@ def embeddings(classifier: Classifier, sentences: list[str]) -> Float[Tensor, "r
     collate, means = collator(classifier.tokenizer), []
     for start in range(0, len(rows), BATCH_SIZE):
         inputs = {key: value.to(model.device) for key, value in collate(rows[start : start + BATCH_SIZE]).items()}
-        with torch.inference_mode(), autocast(model.device, SETTINGS["precision"]):
+        with torch.inference_mode(), autocast(model.device, resolve_precision(SETTINGS["precision"])):
             hidden = model.base_model(**inputs).last_hidden_state.float()
         mask = inputs["attention_mask"].unsqueeze(-1)
         means.append((hidden * mask).sum(dim=1) / mask.sum(dim=1))

@@ -3,6 +3,8 @@
     <folder>/<data>-<method>-seed<seed>-<hash>/results.json     the record of one run, without its weights
 
 A grid that was cut off goes on where it stopped: a folder appears whole or not at all, so no run is half counted.
+A run whose precision is "auto" counts in whichever it was done: what is missing is done in this machine's, and records
+from another machine are as good. A run that names its precision counts in no other.
 Several runs at once share the machine's threads evenly; their times then say nothing and their accuracies all the same.
 """
 
@@ -12,16 +14,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
 from veneer.training.compare import Watcher, run_in_process
-from veneer.training.config import RunConfig
+from veneer.training.config import Precision, RunConfig, resolve_precision
 from veneer.training.output import new_folder
 
+COMPUTED: tuple[Precision, ...] = ("bfloat16", "float32")
+"""What a run whose precision is "auto" may have been done in. Where both are there, the first counts on any machine."""
 Runner = Callable[[RunConfig, Watcher, int], Results]
 """Does one run somewhere else, where so many run at once, and returns its results; raises what a run raises."""
 
@@ -50,23 +54,29 @@ class Grid:
     folder: Path
 
     def place(self, config: RunConfig) -> Path:
-        """Return the folder of the run that `config` defines: equal configurations, equal folders."""
+        """Return the folder of the run that `config` defines on this machine: equal configurations, equal folders."""
         settings = json.dumps(config.resolved().to_json(), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
         data = Path(config.data).stem
         return self.folder / f"{data}-{config.method}-seed{config.seed}-{digest}"
 
+    def places(self, config: RunConfig) -> list[Path]:
+        """Return the folders in which the run that `config` defines may lie, the same on every machine."""
+        precisions = COMPUTED if config.precision == "auto" else (config.precision,)
+        return [self.place(replace(config, precision=precision)) for precision in precisions]
+
     def find(self, config: RunConfig) -> RunRecord | None:
         """Return the record of the run that `config` defines, or None where it has not been done."""
-        place = self.place(config)
-        return read_results(place).records[0] if (place / RESULTS_FILE).is_file() else None
+        done = next((place for place in self.places(config) if (place / RESULTS_FILE).is_file()), None)
+        return None if done is None else read_results(done).records[0]
 
     def missing(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
         """Return those of `configs` that have not been done, in order; of several that define one run, the first."""
         places: dict[Path, RunConfig] = {}
         for config in configs:
-            places.setdefault(self.place(config), config)
-        return [config for place, config in places.items() if not (place / RESULTS_FILE).is_file()]
+            if self.find(config) is None:
+                places.setdefault(self.place(config), config)
+        return list(places.values())
 
     def fill(
         self,
@@ -107,6 +117,7 @@ class Grid:
                     yield record
 
     def _run(self, config: RunConfig, watcher: Watcher, runner: Runner, workers: int) -> RunRecord:
+        config = replace(config, precision=resolve_precision(config.precision))  # the runner's machine may have others
         results = runner(config, watcher, workers)
         with new_folder(self.place(config)) as partial:
             write_results(partial, results)
