@@ -16,6 +16,7 @@ from benchmarks.saved import saved
 from benchmarks.steps import train_step
 from benchmarks.verbs import dora, imports, inject, inject_many, load, merge
 from veneer.errors import VeneerError, unknown_name
+from veneer.training.machine import has_bfloat16
 
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS: Mapping[str, Callable[[Options], list[Comparison]]] = {
@@ -88,7 +89,7 @@ def measured(name: str, options: Options) -> Report:
     title, command, notes = name, f"python -m benchmarks {name}", []
     if name in OF_A_MODEL:
         workload = find_workload(options.model, options.tokens)
-        title += f"-{options.model}-{workload.rows}x{workload.tokens}"
+        title += f"-{options.model}-{workload.rows}x{workload.tokens}" + ("" if has_bfloat16() else "-float32")
         command += f" --model {options.model} --tokens {workload.tokens}"
         notes += [workload.note] if workload.note else []
     if options.rounds:

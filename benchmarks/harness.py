@@ -279,7 +279,8 @@ def markdown(report: Report) -> str:
     """Return the report as a page: what was run where, the table, what to know."""
     m, c = report.machine, report.conditions
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    where = f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, {m['accelerator'] or 'no GPU'}"
+    processor = f"{m['cpu']} with {m['instructions']}" if "instructions" in m else m["cpu"]
+    where = f"{processor}, {m['cores']} cores, {m['threads']} threads, {m['accelerator'] or 'no GPU'}"
     load = f"load average {c.load_average_before:.1f} before, {c.load_average_after:.1f} after"
     lines = [f"# {report.name}", "", f"`{report.command}`", "", f"{where}; {versions}; {load}.", ""]
     if c.share_of_others >= NOTICEABLE_SHARE:

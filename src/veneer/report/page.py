@@ -31,6 +31,7 @@ from veneer.results import Results, Scores
 
 _MACHINE_LABELS: Mapping[str, str] = {
     "cpu": "Processor",
+    "instructions": "Computes with",
     "cores": "Cores",
     "memory_bytes": "Memory",
     "accelerator": "Accelerator",

@@ -1,7 +1,7 @@
 """What defines a run. Two runs with equal configurations on one machine give equal results."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -12,6 +12,7 @@ from veneer.data.splits import Task
 from veneer.errors import ConfigError, gathered
 from veneer.methods.settings import MethodSettings, lines_of
 from veneer.methods.table import find_method, sizes_of
+from veneer.training.machine import has_bfloat16
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Attention = Literal["auto", "eager", "sdpa"]
@@ -173,10 +174,7 @@ def resolve_precision(precision: Precision) -> Precision:
     """Return "float32" or "bfloat16": what `precision` means on this machine."""
     if precision != "auto":
         return precision
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    abilities: Mapping[str, Any] = torch.cpu.get_capabilities()
-    return "bfloat16" if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else "float32"
+    return "bfloat16" if has_bfloat16() else "float32"
 
 
 def resolve_attention(attention: Attention) -> Attention:

@@ -5,6 +5,8 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -12,14 +14,25 @@ PACKAGES = ("veneer", "torch", "transformers", "accelerate", "safetensors", "sci
 
 
 def describe_machine() -> dict[str, str | int | None]:
-    """Return processor, cores this process may use, memory in bytes, accelerator and system."""
+    """Return processor and what it computes with, cores this process may use, memory, accelerator and system."""
     return {
         "cpu": str(torch.cpu.get_capabilities().get("cpu_name", platform.machine())),
+        "instructions": " ".join([torch.backends.cpu.get_cpu_capability(), *_bfloat16_units()]),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "platform": f"{platform.system()} {platform.machine()}",
     }
+
+
+def has_bfloat16() -> bool:
+    """Return whether the GPU, or else the processor, computes in bfloat16 and is faster for it."""
+    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else bool(_bfloat16_units())
+
+
+def _bfloat16_units() -> list[str]:
+    abilities: Mapping[str, Any] = torch.cpu.get_capabilities()
+    return [name for name in ("avx512_bf16", "amx_bf16") if abilities.get(name)]
 
 
 def describe_versions() -> dict[str, str]:

@@ -35,9 +35,9 @@ from veneer.data.splits import Splits, sample
 from veneer.errors import ConfigError
 from veneer.methods.table import Counts
 from veneer.results import AnyScores, Results, RunRecord, write_results
-from veneer.training.config import RunConfig, resolve_precision
+from veneer.training.config import RunConfig
 from veneer.training.encoding import Features, collator, encode, predict_logits
-from veneer.training.machine import describe_machine, describe_versions, peak_memory_bytes
+from veneer.training.machine import describe_machine, describe_versions, has_bfloat16, peak_memory_bytes
 from veneer.training.models import Classifier, load_classifier, readable_tokens
 from veneer.training.output import move_results, partial_folder, require_free
 from veneer.training.recipe import narrow_frozen, without_base_dropout
@@ -185,7 +185,7 @@ def _train_and_test(
     if notify and max_tokens < config.max_tokens:
         beside = f" beside {added} trained ones" if added else ""
         notify(f"texts are cut to {max_tokens} tokens, not {config.max_tokens}: {config.model} reads no more{beside}")
-    if notify and resolved.precision == "bfloat16" and resolve_precision("auto") == "float32":
+    if notify and resolved.precision == "bfloat16" and not has_bfloat16():
         notify(
             "bfloat16 is many times slower than float32 here, where nothing computes in it; --precision auto avoids it"
         )
