@@ -3,7 +3,8 @@
 Ours is what `veneer train` does. PEFT's is what its users write: `get_peft_model` and transformers' Trainer with
 dynamic padding, once in float32 and once with `bf16=True` and batches of like length. Rows, batch size, learning rate,
 schedule and seed are the same; the time is that of `Trainer.train`, the evaluations included. Each run has a process of
-its own, and round k is seed k of all of them.
+its own, and round k is seed k of all of them. A round takes a quarter of an hour on two cores, so each run is noted in
+results/whole-run.jsonl as it ends, and those that a machine like this one has done are not done again.
 
     python -m benchmarks.runs CONTENDER SEED     prints {"seconds": ..., "accuracy": ...} of one run
 """
@@ -16,40 +17,69 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import TaskType, get_peft_model
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 
-from benchmarks.harness import Bar, Comparison, Options, compare, rotated
+from benchmarks.harness import Bar, Comparison, Options, compare, describe, rotated
 from veneer.data.sources import find_model
 from veneer.training.config import RunConfig
 from veneer.training.encoding import encode, predict_logits
+from veneer.training.machine import has_bfloat16
 from veneer.training.models import load_classifier
 from veneer.training.run import prepare_data, run
 
 OURS, PEFT_DEFAULT, PEFT_BFLOAT16 = "veneer", "PEFT, default (float32)", "PEFT, bfloat16, batches of like length"
 CONFIG = RunConfig(model="minilm", data="rotten-tomatoes", method="lora-all")
+NOTED = Path(__file__).parent / "results" / "whole-run.jsonl"
 Outcome = dict[str, float]
 
 
 def whole_run(options: Options) -> list[Comparison]:
     """Compare fine-tuning from the first step to the last, in time and in test accuracy."""
-    names = (OURS, PEFT_DEFAULT, PEFT_BFLOAT16)
+    names = [OURS, PEFT_DEFAULT, *([PEFT_BFLOAT16] if has_bfloat16() else [])]
     outcomes: dict[str, list[Outcome]] = {name: [] for name in names}
     for seed in range(options.rounds or 1):
         for name in rotated(names, seed):
-            command = [sys.executable, "-m", "benchmarks.runs", name, str(seed)]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            outcomes[name].append(json.loads(printed.splitlines()[-1]))
+            outcomes[name].append(_noted(name, seed) or _measured(name, seed))
     times, scores = ({name: [o[key] for o in outcomes[name]] for name in names} for key in ("seconds", "accuracy"))
-    title = f"{CONFIG.epochs} epochs of {CONFIG.data}"
+    title, bars = f"{CONFIG.epochs} epochs of {CONFIG.data}", {PEFT_DEFAULT: 0.25, PEFT_BFLOAT16: 0.65}
     return [
-        compare(title, times, OURS, PEFT_DEFAULT, Bar(of="ratio", at_most=0.25)),
-        compare(title, times, OURS, PEFT_BFLOAT16, Bar(of="ratio", at_most=0.65)),
+        *(compare(title, times, OURS, other, _bar(bars[other])) for other in names[1:]),
         *(compare(f"{title}, test accuracy", scores, OURS, other, unit="share") for other in names[1:]),
     ]
+
+
+def _bar(at_most: float) -> Bar | None:
+    """Return the bar, which was set for a machine that computes in bfloat16."""
+    return Bar(of="ratio", at_most=at_most) if has_bfloat16() else None
+
+
+def _noted(name: str, seed: int) -> Outcome | None:
+    """Return what an earlier call measured of this run on a machine like this one."""
+    lines = NOTED.read_text(encoding="utf-8").splitlines() if NOTED.is_file() else []
+    for entry in map(json.loads, lines):
+        if (entry["contender"], entry["seed"], entry["machine"]) == (name, seed, _machine()):
+            return Outcome(entry["outcome"])
+    return None
+
+
+def _machine() -> dict[str, Any]:
+    machine, _ = describe()
+    return {key: machine[key] for key in ("cpu", "instructions", "cores", "threads", "accelerator")}
+
+
+def _measured(name: str, seed: int) -> Outcome:
+    command = [sys.executable, "-m", "benchmarks.runs", name, str(seed)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    outcome: Outcome = json.loads(printed.splitlines()[-1])
+    entry = {"contender": name, "seed": seed, "machine": _machine(), "outcome": outcome}
+    with NOTED.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+    return outcome
 
 
 def ours(seed: int) -> Outcome:

@@ -4,14 +4,16 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from benchmarks import recipe
+from benchmarks import recipe, runs
 from benchmarks.harness import (
     Bar,
     Comparison,
     Conditions,
+    Options,
     Report,
     figure,
     format_seconds,
@@ -209,3 +211,23 @@ def test_saved_bytes_count_each_storage_once_and_no_parameter():
     assert saved_bytes(lambda: weight(x), nn.Linear(5, 5)) == x.nbytes + weight.weight.nbytes
     assert saved_bytes(lambda: [weight(x), other(x[:3])], nn.ModuleList([weight, other])) == x.nbytes
     assert saved_bytes(lambda: x.exp().exp(), weight) == 2 * x.nbytes  # exp saves its result
+
+
+def test_a_whole_run_is_measured_once_on_machines_that_are_alike(tmp_path, monkeypatch):
+    began = []
+
+    def process(command, **_):
+        began.append(tuple(command[-2:]))
+        return SimpleNamespace(stdout='{"seconds": 2.0, "accuracy": 0.5}')
+
+    monkeypatch.setattr(runs, "NOTED", tmp_path / "noted.jsonl")
+    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(run=process))
+    monkeypatch.setattr(runs, "has_bfloat16", lambda: True)
+    first, *_ = runs.whole_run(Options(rounds=2))
+    assert first.our_values == first.their_values == [2.0, 2.0]
+    assert len(began) == len(set(began)) == 6
+    runs.whole_run(Options(rounds=3))
+    assert began[6:] == [(name, "2") for name in rotated(list(runs.RUNS), 2)]
+    monkeypatch.setattr(runs, "_machine", lambda: {"cpu": "another"})
+    runs.whole_run(Options(rounds=1))
+    assert len(began) == 12
