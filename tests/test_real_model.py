@@ -11,7 +11,7 @@ from veneer import LoraConfig
 from veneer.data.metrics import is_collapsed
 from veneer.data.rotten_tomatoes import side_of
 from veneer.data.sources import DATASETS, MODELS, DataRequest, find_model, load_splits
-from veneer.data.wheels import fetch_members
+from veneer.data.wheels import cache_folder, fetch_members
 from veneer.paper.forgetting_measurement import embeddings
 from veneer.training.config import RunConfig
 from veneer.training.encoding import encode, predict_logits
@@ -49,6 +49,20 @@ def test_minilm_has_its_published_size_and_only_the_classifier_is_new(source):
     all_linear = veneer.plan(loaded.model, LoraConfig(r=8), loaded.head)
     per_layer = 4 * (384 + 384) + 2 * (384 + 1536)
     assert all_linear.lora_parameters == 8 * (6 * per_layer + 384 + 384)
+
+
+@pytest.mark.skipif(
+    not any((cache_folder() / "wheels").glob("all-mpnet-base-v2-*/model.safetensors")),
+    reason="mpnet is not in the cache; `veneer inspect --model mpnet` downloads its 405 MB",
+)
+def test_mpnet_has_the_size_of_roberta_base_and_a_head_of_two_layers():
+    """109,486,464 parameters with the pooler, which a classifier leaves out: 12 layers, width 768."""
+    loaded = load_classifier(find_model("mpnet"), LABELS, seed=0, attention="eager")
+    pooler, head = 768 * 768 + 768, 768 * 768 + 768 + 768 * 2 + 2
+    assert loaded.model.num_parameters() - head == 109_486_464 - pooler
+    assert loaded.head == ("classifier",)
+    the_plan = veneer.plan(loaded.model, LoraConfig(r=8, targets=["q", "v"]), loaded.head)
+    assert the_plan.lora_parameters == 12 * 2 * 8 * (768 + 768)  # what the paper trains in RoBERTa base
 
 
 def test_the_sentences_are_clean_and_no_film_is_on_two_sides():

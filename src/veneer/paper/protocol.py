@@ -24,6 +24,8 @@ SETTINGS: Mapping[str, Any] = {
     "r": 8,
     "alpha": 16.0,
 }
+SAMPLED: Mapping[str, Mapping[str, Any]] = {"glue/sst2": {"max_train_rows": 10_000, "max_eval_rows": 2_000}}
+"""Tasks of which a stratified sample is enough, the same rows for every run."""
 SCALED_DOWN = (
     "Model: MiniLM, 22.7 million parameters in 6 blocks of width 384, instead of RoBERTa, DeBERTa and GPT-3: it trains "
     "on two processor cores in minutes.",
@@ -38,7 +40,7 @@ SCALED_DOWN = (
 
 def run_of(data: str, method: str, seed: int, changes: Mapping[str, Any] | None = None) -> RunConfig:
     """Return one run in the shared setting, with `changes` to its other settings."""
-    return RunConfig(**{**SETTINGS, **(changes or {})}, data=data, method=method, seed=seed)
+    return RunConfig(**{**SETTINGS, **SAMPLED.get(data, {}), **(changes or {})}, data=data, method=method, seed=seed)
 
 
 def by_seed(runs: Sequence[RunConfig]) -> list[RunConfig]:

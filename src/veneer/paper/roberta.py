@@ -27,6 +27,8 @@ SETTINGS: Mapping[str, Any] = {
     "warmup_ratio": 0.06,
     "weight_decay": 0.1,
     "max_tokens": 512,
+    "max_train_rows": None,
+    "max_eval_rows": None,
     "r": 8,
     "alpha": 16.0,
 }

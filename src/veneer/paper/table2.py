@@ -152,15 +152,15 @@ def method_table(task: str, records: Records, shown: Sequence[str], *, model: st
 
     Args:
         task: its name.
-        records: method -> its runs.
+        records: method -> its runs, for the methods to be shown.
         shown: which of `COLUMNS` stand beside.
         model: what was fine-tuned.
     """
     name = "-".join([task.rpartition("/")[2], *([] if model == MODEL else [Path(model).name])])
     metric = next((judged_by(task, of[0].validation)[0].heading for of in records.values() if of), "Accuracy")
     rows = []
-    for method, entry in ENTRIES.items():
-        mine = records[method]
+    for method, mine in records.items():
+        entry = ENTRIES[method]
         beyond_head = mine[0].trainable_parameters - mine[0].head_parameters if mine else None
         minus_full = difference(mine, records["full"], own_score_on_test) if method != "full" else None
         rate = f"{mine[0].config['learning_rate']:g}" if mine else None
@@ -239,11 +239,15 @@ def claims(records: Mapping[str, Records]) -> tuple[Verdict, ...]:
     """Return what became of the table's claims, by each task's own score.
 
     Args:
-        records: task -> method -> its runs.
+        records: task -> method -> its runs, for the methods that were planned there.
     """
 
     def minus(method: str) -> dict[str, Number | None]:
-        return {task: difference(of["lora-qv"], of[method], own_score_on_test) for task, of in records.items()}
+        return {
+            task: difference(of["lora-qv"], of[method], own_score_on_test)
+            for task, of in records.items()
+            if method in of
+        }
 
     better = (
         ("AdapterDrop of like size (87.2 against 84.4 on average)", "adapterdrop"),
