@@ -48,7 +48,9 @@ def test_the_help_names_every_exhibit():
 
 def test_rendering_alone_runs_nothing_and_names_what_is_missing(scratch, exhibits):
     ended = worked("reproduce", "small", "--render-only")
-    assert "Missing, 2: train-head-seed0-" in ended.out
+    missing = " ".join(ended.out.split())
+    assert "Missing, 2: train, head, seed 0, " in missing
+    assert "(train-head-seed0-" in missing
     assert not (scratch / "results/runs").exists()
     page = (scratch / "results/paper/index.html").read_text()
     assert "Small" in page
@@ -93,6 +95,18 @@ def test_a_quick_measurement_gives_way_to_a_whole_one_and_never_the_other_way(sc
         worked("reproduce", "timed", *arguments)
     assert exhibits == [True, False]
     assert json.loads((scratch / "results/paper/measurements/timed.json").read_text())["quick"] is False
+
+
+def test_rendering_elsewhere_takes_the_measurements_that_are_committed_unless_there_are_others(scratch, exhibits):
+    worked("reproduce", "timed")
+    ended = worked("reproduce", "timed", "--render-only", "--out", "elsewhere")
+    assert "the measurement itself" not in ended.out
+    assert "those of results/paper are taken" in " ".join(ended.err.split())
+    assert not (scratch / "elsewhere/measurements").exists()
+    (scratch / "elsewhere/measurements").mkdir()
+    ended = worked("reproduce", "timed", "--render-only", "--out", "elsewhere")
+    assert "the measurement itself" in ended.out
+    assert ended.err == ""
 
 
 def test_an_unknown_exhibit_lists_the_known(scratch, exhibits):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from veneer.training.grid import Grid
     from veneer.training.run import Progress
 
+_COMMITTED = Path("results/paper")
 _UNITS = {"h": 3600, "m": 60, "s": 1}
 _BUDGET = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
 
@@ -71,9 +72,13 @@ def reproduce(
         bool, typer.Option("--quick", help="Measure on a tiny scale, labelled as such; runs are not touched.")
     ] = False,
     runs: Annotated[Path, typer.Option(help="Folder of the run records.")] = Path("results/runs"),
-    out: Annotated[Path, typer.Option(help="Folder for index.html, Markdown, CSV and measurements.")] = Path(
-        "results/paper"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for index.html, Markdown, CSV and measurements. With --render-only the measurements of "
+            f"{_COMMITTED} are taken where it holds none."
+        ),
+    ] = _COMMITTED,
 ) -> None:
     """Run what is missing for the paper's tables and figures, and write them with the paper's numbers beside ours."""
     from veneer.paper.table_of_contents import all_sheets, find_exhibits
@@ -98,7 +103,7 @@ def reproduce(
             fill(sweeps)  # what was run may ask for a rate beyond
         fill([config for exhibit in wanted for config in exhibit.runs(grid)])
         _measure([exhibit.name for exhibit in chosen], out, quick, left)
-    sheets = all_sheets(runs, out)
+    sheets = all_sheets(runs, _measured(out) if render_only else out)
     page = write_paper(sheets, out)
     for sheet in sheets:
         if sheet.exhibit in {exhibit.name for exhibit in chosen}:
@@ -156,6 +161,16 @@ def _fill(grid: "Grid", configs: "list[RunConfig]", workers: int, ray: str | Non
     with nullcontext(run_here) if ray is None else ray_runner(ray) as runner:
         for _ in grid.fill(ordered, RunLines(), runner=runner, workers=workers, seconds=seconds):
             pass
+
+
+def _measured(out: Path) -> Path:
+    """Return the folder whose measurements are rendered: this one, or the committed one where it holds none."""
+    from veneer.paper.measurements import FOLDER
+
+    if (out / FOLDER).is_dir() or not (_COMMITTED / FOLDER).is_dir():
+        return out
+    note(f"{out} holds no measurements; those of {_COMMITTED} are taken")
+    return _COMMITTED
 
 
 def _measure(names: list[str], out: Path, quick: bool, left: "Callable[[], float | None]") -> None:

@@ -10,13 +10,16 @@ waits for anything: what is not there yet is named in `missing`.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from veneer.paper.protocol import run_of
 from veneer.training.compare import Watcher
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
-Outcome = Literal["held", "not held", "not tested at this scale"]
+Outcome = Literal["held", "not held", "undecided", "not tested at this scale"]
+"""Undecided: measured, but these numbers cannot tell. Not tested: never run, or impossible here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,11 @@ class Series:
 
     name: str
     points: tuple[tuple[float, float], ...]
+    spans: tuple[tuple[float, float] | None, ...] = ()
+    """Lower and upper end at each point, None where it is of a single run; nothing where no spread is known."""
+
+    def __post_init__(self) -> None:
+        assert len(self.spans) in (0, len(self.points)), f"{self.name}: a span for each point, or none at all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +155,8 @@ class Sheet:
 
     @property
     def counts(self) -> Mapping[Outcome, int]:
-        """How many claims held, did not hold and were not tested."""
-        outcomes: tuple[Outcome, ...] = ("held", "not held", "not tested at this scale")
+        """How many claims held, did not hold, were left undecided and were not tested."""
+        outcomes: tuple[Outcome, ...] = ("held", "not held", "undecided", "not tested at this scale")
         return {outcome: sum(verdict.outcome == outcome for verdict in self.verdicts) for outcome in outcomes}
 
 
@@ -201,9 +209,28 @@ class Exhibit:
             figures=contents.figures,
             verdicts=contents.verdicts,
             scaled_down=self.scaled_down + _precisions(grid, runs) + _shortened(measurement),
-            missing=tuple(grid.places(config)[0].name for config in grid.missing(runs))
+            missing=tuple(_in_words(grid, config) for config in grid.missing(runs))
             + (("the measurement itself",) if unmeasured else ()),
         )
+
+
+def _in_words(grid: Grid, config: RunConfig) -> str:
+    """Return which run it is, by what differs from the shared setting, and its folder; the same on every machine."""
+    shared = run_of(config.data, config.method, config.seed)
+    parts = [Path(config.data).stem, config.method, f"seed {config.seed}"]
+    for name, value in vars(config).items():
+        if value == getattr(shared, name) or name in ("glue", "learning_rate"):
+            continue
+        if name == "sizes":
+            parts += [f"{size}={number}" for size, number in value]
+        else:
+            shown = (
+                " + ".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else value
+            )
+            parts.append(f"{name.replace('_', ' ')}={'all' if value is None else shown}")
+    if config.learning_rate is not None:
+        parts.append(f"rate {config.learning_rate:g}")
+    return f"{', '.join(parts)} ({grid.places(config)[0].name})"
 
 
 def _precisions(grid: Grid, runs: Sequence[RunConfig]) -> tuple[str, ...]:
