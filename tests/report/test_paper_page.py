@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from collections import defaultdict
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -10,11 +11,13 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib import image
 
-from tests.report.test_paper_tables import SHEET
+from tests.report.test_paper_tables import SHEET, TABLE
 from veneer.paper.exhibit import Curves, HeatMaps, Panel, Scatter, Series
 from veneer.paper.table_of_contents import EXHIBITS
-from veneer.report.paper_figures import figure_svg
+from veneer.report.paper_cells import MARKS, WAITING
+from veneer.report.paper_figures import caption_of, figure_svg
 from veneer.report.paper_files import write_paper
+from veneer.report.paper_looks import looks_of
 from veneer.report.paper_page import outcome_in_words, render_paper
 from veneer.training.grid import Grid
 
@@ -29,6 +32,17 @@ HEAT = HeatMaps(
 SERIES = tuple(Series(name=f"series & {n}", points=((1, 0.5 + n / 10), (8, 0.6), (64, 0.7 - n / 10))) for n in range(3))
 CURVES = Curves(name="curves", title="Curves", x_label="r", y_label="y", series=SERIES, log_x=True)
 SCATTER = Scatter(name="scatter", title="Scatter", x_label="x", y_label="y", series=SERIES)
+
+
+def drawn(figure):
+    return figure_svg(figure, looks_of([figure]))
+
+
+def numbers_of(svg):
+    """Return the texts of a drawing that are numbers, as they stand."""
+    return [
+        text for text in re.findall(r"<text[^>]*>([^<]+)</text>", svg) if re.match(r"[\d.]+(e-\d+)?( k| M)?$", text)
+    ]
 
 
 class Tags(HTMLParser):
@@ -78,15 +92,15 @@ def test_the_contents_tell_what_became_of_each_claim():
 
 @pytest.mark.parametrize("figure", [HEAT, CURVES, SCATTER], ids=["heat", "curves", "scatter"])
 def test_a_figure_is_one_drawing_that_is_the_same_each_time(figure):
-    svg = figure_svg(figure)
-    assert svg == figure_svg(figure)
+    svg = drawn(figure)
+    assert svg == drawn(figure)
     root = ElementTree.fromstring(svg)
     assert root.tag == "svg"
     assert root.attrib["aria-label"].startswith(figure.title)
 
 
 def test_a_heat_map_has_one_pixel_for_each_number():
-    images = re.findall(r'href="data:image/png;base64,([^"]+)"', figure_svg(HEAT))
+    images = re.findall(r'href="data:image/png;base64,([^"]+)"', drawn(HEAT))
     assert len(images) == len(HEAT.panels) + 1  # and the scale
     alphas = [image.imread(io.BytesIO(base64.b64decode(text)))[..., 3] for text in images]
     panels = [alpha for alpha in alphas if alpha.shape == (2, 3)]
@@ -117,3 +131,99 @@ def test_a_figure_is_a_file_of_its_own_that_the_markdown_shows(tmp_path, figure)
     assert {element.tag.partition("}")[0] for element in root.iter()} == {"{http://www.w3.org/2000/svg"}
     words = "".join(root.itertext())
     assert figure.x_label in words
+
+
+def test_a_name_looks_the_same_in_every_figure_and_unlike_those_beside_it():
+    names = [("a", "b", "c"), ("c", "d"), tuple("efghijkl"), ("l", "a")]
+    figures = [replace(CURVES, series=tuple(replace(SERIES[0], name=name) for name in of)) for of in names]
+    looks = looks_of(figures)
+    assert set(looks) == {name for of in names for name in of}
+    for of in names:
+        assert len({looks[name].colour for name in of}) == len(of)
+    many = [replace(CURVES, series=tuple(replace(SERIES[0], name=f"{n}") for n in range(40)))]
+    assert len({(look.colour, look.marker) for look in looks_of(many).values()}) == 40
+
+
+def test_the_page_draws_a_name_in_one_colour():
+    other = replace(CURVES, name="other", series=(replace(SERIES[0], name="first"), SERIES[2]))
+    page = render_paper([replace(SHEET, figures=(CURVES, other))])
+    colours = defaultdict(list)
+    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        for hue, count in ((hue, svg.count(f"var({hue},")) for hue in set(re.findall(r"--colour-\d", svg))):
+            colours[hue].append(count)
+    assert sorted(len(counts) for counts in colours.values()) == [1, 1, 1, 2]  # three, then one of them with a new one
+
+
+@pytest.mark.parametrize("places", [(1, 2, 4, 8, 64), (100, 1000, 4907), (4907,)])
+def test_a_few_places_on_a_logarithmic_axis_are_its_ticks(places):
+    figure = replace(CURVES, series=(Series(name="s", points=tuple((x, 0.123) for x in places)),))
+    assert {f"{x}" for x in places} <= {text.replace(",", "") for text in re.findall(r">([\d,]+)<", drawn(figure))}
+
+
+@pytest.mark.parametrize("places", [[3e-6 * 1.3**n for n in range(30)], [1234 * 1.1**n for n in range(20)]])
+def test_many_places_on_a_logarithmic_axis_have_few_and_round_ticks(places):
+    line = Series(name="s", points=tuple((x, 0.5) for x in places))
+    axis = drawn(replace(CURVES, x_label="Along", series=(line,))).partition(">Along<")[0]
+    ticks = numbers_of(axis)
+    assert 2 <= len(ticks) <= 9
+    assert all(re.sub(r"e-\d+| [kM]|[0.]", "", tick) in {"1", "2", "5"} for tick in ticks)
+
+
+def test_points_far_below_the_others_are_told_and_do_not_press_them_together():
+    good = tuple(Series(name=f"good {n}", points=((10.0**n, 0.95), (10.0**n, 0.96 + n / 1000))) for n in range(1, 6))
+    far = Series(name="far", points=((2.0, 0.5), (2.0, 0.25)))
+    figure = replace(SCATTER, series=(*good, far), log_x=True)
+    assert "far at 0.250 to 0.500" in caption_of(figure)
+    svg = drawn(figure)
+    assert "0.250 to 0.500 \N{DOWNWARDS ARROW}" in svg
+    ticks = [float(text) for text in numbers_of(svg) if text.startswith("0.9")]
+    assert len(ticks) >= 4
+    even = replace(figure, series=(*good, replace(far, points=((2.0, 0.949), (2.0, 0.948)))))
+    assert caption_of(even) == even.caption
+
+
+def test_a_mean_of_several_runs_is_told_from_a_single_run():
+    (first, *_) = SERIES
+    spread = replace(CURVES, series=(replace(first, spans=((0.4, 0.6), None, (0.5, 0.7))),))
+    plain = replace(CURVES, series=(first,))
+    assert drawn(spread).count("fill: none") > drawn(plain).count("fill: none")
+    assert "single run" in caption_of(spread)
+    assert caption_of(plain) == plain.caption
+    with pytest.raises(AssertionError, match="a span for each"):
+        replace(first, spans=((0.4, 0.6),))
+
+
+def test_a_heat_map_may_have_a_scale_of_its_own_and_its_bar_tells_it():
+    own = replace(HEAT, low=0.1, high=0.6)
+    images = re.findall(r'href="data:image/png;base64,([^"]+)"', drawn(own))
+    panel = image.imread(io.BytesIO(base64.b64decode(images[0])))[..., 3]
+    expected = [min(1, max(0, (value - 0.1) / 0.5)) for row in VALUES for value in row]
+    assert sorted(panel.ravel().tolist()) == pytest.approx(sorted(expected), abs=0.01)
+    for end in ("\N{LESS-THAN OR EQUAL TO} 0.1<", ">0.35<", "\N{GREATER-THAN OR EQUAL TO} 0.6<"):
+        assert end in drawn(own)
+    assert "0.1 to 0.6" in caption_of(own)
+
+
+def test_what_an_outcome_means_is_said_and_each_has_a_mark_of_its_own():
+    page = render_paper([SHEET])
+    meanings = page[: page.index('<ul class="contents">')]
+    assert set(MARKS) == set(SHEET.counts)
+    assert len(set(MARKS.values())) == len(MARKS)
+    styles = re.findall(r'<b class="(\w+)">(\S) ([^<]+)</b>', meanings)
+    assert {(mark, outcome) for _, mark, outcome in styles} == {(mark, outcome) for outcome, mark in MARKS.items()}
+    assert len({style for style, _, _ in styles}) == len(MARKS)
+
+
+def test_a_table_that_waits_for_our_numbers_is_folded():
+    waiting = replace(TABLE, rows=(("a", 3, None, None), ("b", 4, None, None)))
+    page = render_paper([replace(SHEET, tables=(waiting,))])
+    assert page.index("<details>") < page.index(WAITING) < page.index('<td class="start">a</td>')
+    assert WAITING not in render_paper([SHEET])
+
+
+@pytest.mark.parametrize("figure", [CURVES, SCATTER], ids=lambda figure: figure.name)
+@pytest.mark.parametrize("places", [(4907,), tuple(4100 + 20 * n for n in range(40))], ids=["one", "close"])
+def test_a_logarithmic_axis_is_never_without_a_number(figure, places):
+    line = Series(name="s", points=tuple((x, 0.5) for x in places))
+    axis = drawn(replace(figure, x_label="Along", series=(line,), log_x=True)).partition(">Along<")[0]
+    assert re.search(r">[\d,.]+( k)?<", axis)

@@ -2,12 +2,14 @@
 
 import csv
 import io
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 from rich.console import Console
 
-from veneer.paper.exhibit import Number, Sheet, Table, Verdict
-from veneer.report.paper_cells import cell_note, cell_text
+from veneer.paper.exhibit import Number, Outcome, Sheet, Table, Verdict
+from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, is_waiting
 from veneer.report.paper_csv import table_as_csv
 from veneer.report.paper_markdown import sheet_as_markdown, table_as_markdown
 from veneer.report.paper_terminal import sheet_on_terminal
@@ -82,7 +84,7 @@ def test_markdown_has_a_cell_for_each_and_escapes_its_own_signs():
     assert "\\[bold]x\\[/] \\*a\\_b\\*" in lines[2]
     assert lines[1] == "|---|---:|---:|---:|"
     text = sheet_as_markdown(SHEET, "figures")
-    assert "**not held**" in text
+    assert "not held**" in text
     assert all(name in text for name in SHEET.missing)
 
 
@@ -104,3 +106,23 @@ def test_csv_keeps_numbers_whole_and_a_column_for_each_part():
 def test_a_row_that_does_not_fit_its_table_is_a_mistake():
     with pytest.raises(AssertionError, match="too short"):
         Table(name="t", title="t", columns=("a", "b"), rows=(("only one",),))
+
+
+def test_a_table_waits_until_a_number_of_ours_is_in_it():
+    empty = replace(TABLE, rows=(("a", 3, None, None),))
+    assert is_waiting(empty)
+    assert not is_waiting(TABLE)
+    assert not is_waiting(replace(TABLE, rows=(("the paper's", 3, "87.2", "0.1"),)))
+    assert table_as_markdown(empty) == WAITING
+    shown = shown_on_terminal(replace(SHEET, tables=(empty,)))
+    assert empty.title in shown
+    assert WAITING in shown
+    assert empty.columns[0] not in shown
+
+
+@pytest.mark.parametrize("outcome", get_args(Outcome))
+def test_an_outcome_has_its_mark_everywhere(outcome):
+    sheet = replace(SHEET, verdicts=(replace(SHEET.verdicts[0], outcome=outcome),))
+    assert sheet.counts == {one: int(one == outcome) for one in get_args(Outcome)}
+    assert f"{MARKS[outcome]} {outcome}: It works" in shown_on_terminal(sheet)
+    assert f"**{MARKS[outcome]} {outcome}**" in sheet_as_markdown(sheet, "figures")

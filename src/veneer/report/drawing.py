@@ -5,7 +5,8 @@ that two figures share, colours and fonts of its own. `to_svg` brings that down 
 
   - no XML prologue, namespace, metadata or style rule (inside HTML an `svg` element needs none of them);
   - only ids that something refers to, each beginning with the figure's name;
-  - the three greys as CSS variables (`--ink`, `--muted`, `--rule`), so that dark mode and print reach the figures;
+  - the three greys (`--ink`, `--muted`, `--rule`) and the palette (`--colour-0` and so on) as CSS variables, so that
+    dark mode and print reach the figures;
   - no font family: text is text, set in the page's font.
 
 The same figure gives the same bytes. Nothing here uses pyplot or leaves a setting behind.
@@ -24,7 +25,10 @@ from matplotlib.figure import Figure
 
 INK, MUTED, RULE = "#1c1e22", "#62666e", "#d9dbdf"
 """Text and marks, secondary text, grid lines: the colours in light mode, and what the variables fall back to."""
-_VARIABLES = {INK: f"var(--ink, {INK})", MUTED: f"var(--muted, {MUTED})", RULE: f"var(--rule, {RULE})"}
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a8a8a", "#5b4ba0")
+"""Okabe and Ito's colours, told apart by colour-blind readers, a grey and a violet; written as matplotlib does."""
+_NAMES = {INK: "ink", MUTED: "muted", RULE: "rule"} | {hue: f"colour-{n}" for n, hue in enumerate(PALETTE)}
+_VARIABLES = {colour: f"var(--{name}, {colour})" for colour, name in _NAMES.items()}
 
 _STYLE: dict[str, object] = {
     "svg.fonttype": "none",
@@ -138,7 +142,7 @@ def _rewritten(attributes: dict[str, str], name: str, referenced: set[str]) -> d
 
 
 def _restyled(declarations: str) -> str:
-    """Return an inline style with the greys as variables and of the font only the size."""
+    """Return an inline style with the colours as variables and of the font only the size."""
     kept = [part for part in declarations.split("; ") if not part.startswith("font-family")]
     # matplotlib 3.10 writes size and family in one: "font: 11px 'DejaVu Sans'".
     text = "; ".join(re.sub(r"^font: (?:.* )??([\d.]+px) .*", r"font-size: \1", part) for part in kept)

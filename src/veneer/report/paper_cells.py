@@ -1,7 +1,24 @@
-"""How a cell of an exhibit's table is written: one home, so that terminal, Markdown and page never disagree."""
+"""How a cell of an exhibit's table and a verdict are written: one home, so that terminal, Markdown and page agree."""
 
-from veneer.paper.exhibit import Cell, Number
+from collections.abc import Mapping
+
+from veneer.paper.exhibit import Cell, Number, Outcome, Table
 from veneer.report.formatting import UNKNOWN, count, plain
+
+MARKS: Mapping[Outcome, str] = {
+    "held": "+",
+    "not held": "\N{MULTIPLICATION SIGN}",
+    "undecided": "?",
+    "not tested at this scale": "\N{MIDDLE DOT}",
+}
+"""What stands before an outcome; in Latin-1, as a terminal may know no more."""
+WAITING = "Nothing of ours is there yet."
+
+
+def is_waiting(table: Table) -> bool:
+    """Return whether nothing measured is in the table yet: it has no number, and columns in which nothing is known."""
+    has_number = any(isinstance(cell, Number) for row in table.rows for cell in row)
+    return not has_number and any(all(cell is None for cell in column) for column in zip(*table.rows, strict=True))
 
 
 def cell_text(cell: Cell) -> str:

@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 
 from veneer.paper.exhibit import Cell, Sheet, Table
-from veneer.report.paper_cells import cell_note, cell_text, is_numeric
+from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, is_numeric, is_waiting
+from veneer.report.paper_figures import caption_of
 
 
 def sheet_as_markdown(sheet: Sheet, figures: str) -> str:
     """Return the whole sheet; its figures are pictures in the folder `figures` beside it."""
-    parts = [f"# {sheet.title}", f"In the paper: {sheet.shows}"]
+    parts = [f"# {sheet.title}", sheet.shows]
     if sheet.verdicts:
-        rows = [(v.claim, v.source, f"**{v.outcome}**", v.because) for v in sheet.verdicts]
+        rows = [(v.claim, v.source, f"**{MARKS[v.outcome]} {v.outcome}**", v.because) for v in sheet.verdicts]
         parts.append("## Claims\n\n" + _lines(("Claim", "Where", "Here", "Because"), rows, numeric=set()))
     parts += [f"## {table.title}\n\n{table_as_markdown(table)}" for table in sheet.tables]
     parts += [
-        f"## {figure.title}\n\n![{_escaped(figure.title)}]({figures}/{figure.name}.svg)\n\n{figure.caption}".rstrip()
-        for figure in sheet.figures
+        f"## {figure.title}\n\n![{_escaped(figure.title)}]({figures}/{figure.name}.svg)\n\n{caption}".rstrip()
+        for figure, caption in zip(sheet.figures, map(caption_of, sheet.figures), strict=True)
     ]
     if sheet.scaled_down:
         parts.append("## What was scaled down\n\n" + "\n".join(f"- {line}" for line in sheet.scaled_down))
@@ -25,7 +26,9 @@ def sheet_as_markdown(sheet: Sheet, figures: str) -> str:
 
 
 def table_as_markdown(table: Table) -> str:
-    """Return one table and how to read it."""
+    """Return one table and how to read it, or a line where nothing of ours is in it yet."""
+    if is_waiting(table):
+        return WAITING
     numeric = {place for place in range(len(table.columns)) if is_numeric([row[place] for row in table.rows])}
     text = _lines(table.columns, [tuple(_cell(cell) for cell in row) for row in table.rows], numeric=numeric)
     return text + "".join(f"\n\n{note}" for note in table.notes)

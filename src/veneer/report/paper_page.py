@@ -13,9 +13,12 @@ from markupsafe import Markup
 
 from veneer.paper.exhibit import Sheet, Table
 from veneer.report.formatting import listed
-from veneer.report.paper_cells import cell_note, cell_text, is_numeric
-from veneer.report.paper_figures import figure_svg
+from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, is_numeric, is_waiting
+from veneer.report.paper_figures import caption_of, figure_svg
+from veneer.report.paper_looks import Looks, looks_of
 
+_DARK_PALETTE = ("#4aa8e8", "#ff8a3d", "#2fc99a", "#e79ac4", "#8fd0f5", "#ffc04d", "#b0b0b0", "#a294ee")
+"""The figures' colours on a dark page, in the order of `drawing.PALETTE`: the same hues, lighter."""
 _UNBROKEN = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
 
 
@@ -26,6 +29,17 @@ class ShownCell:
     text: str
     note: str
     numeric: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownTable:
+    """One table as text."""
+
+    table: Table
+    headings: list[ShownCell]
+    rows: list[list[ShownCell]]
+    waiting: str
+    """What stands for the table until it is opened, where nothing of ours is in it yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +56,7 @@ class Section:
     """One exhibit as the template takes it."""
 
     sheet: Sheet
-    tables: list[tuple[Table, list[ShownCell], list[list[ShownCell]]]]
-    """The table, its headings and its rows."""
+    tables: list[ShownTable]
     figures: list[ShownFigure]
     outcome: str
     """How many claims held and so on, in words."""
@@ -53,16 +66,17 @@ def render_paper(sheets: Sequence[Sheet]) -> str:
     """Return the sheets as one self-contained HTML page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("veneer.report").joinpath("paper_page.html.j2").read_text("utf-8"))
-    return template.render(sections=[_section(sheet) for sheet in sheets])
+    looks = looks_of([figure for sheet in sheets for figure in sheet.figures])
+    return template.render(sections=[_section(sheet, looks) for sheet in sheets], marks=MARKS, palette=_DARK_PALETTE)
 
 
-def _section(sheet: Sheet) -> Section:
+def _section(sheet: Sheet, looks: Looks) -> Section:
     return Section(
         sheet=sheet,
         tables=[_shown(table) for table in sheet.tables],
         # Markup: each SVG is serialised from a tree, which escapes the names inside it.
         figures=[
-            ShownFigure(title=figure.title, caption=figure.caption, svg=Markup(figure_svg(figure)))
+            ShownFigure(title=figure.title, caption=caption_of(figure), svg=Markup(figure_svg(figure, looks)))
             for figure in sheet.figures
         ],
         outcome=outcome_in_words(sheet),
@@ -70,12 +84,12 @@ def _section(sheet: Sheet) -> Section:
 
 
 def outcome_in_words(sheet: Sheet) -> str:
-    """Return how many claims held, did not hold and were not tested: "2 held, 1 not held"."""
+    """Return how many claims held, did not hold and so on: "2 held, 1 not held"."""
     parts = [f"{number} {outcome}" for outcome, number in sheet.counts.items() if number]
     return listed(parts) if parts else "no claim"
 
 
-def _shown(table: Table) -> tuple[Table, list[ShownCell], list[list[ShownCell]]]:
+def _shown(table: Table) -> ShownTable:
     numeric = [is_numeric([row[place] for row in table.rows]) for place in range(len(table.columns))]
     headings = [ShownCell(text=text, note="", numeric=kind) for text, kind in zip(table.columns, numeric, strict=True)]
     rows = [
@@ -85,4 +99,4 @@ def _shown(table: Table) -> tuple[Table, list[ShownCell], list[list[ShownCell]]]
         ]
         for row in table.rows
     ]
-    return table, headings, rows
+    return ShownTable(table=table, headings=headings, rows=rows, waiting=WAITING if is_waiting(table) else "")

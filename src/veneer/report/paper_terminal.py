@@ -8,9 +8,14 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from veneer.paper.exhibit import Outcome, Sheet, Table
-from veneer.report.paper_cells import cell_note, cell_text, is_numeric
+from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, is_numeric, is_waiting
 
-_STYLES: dict[Outcome, str] = {"held": "green", "not held": "red", "not tested at this scale": "yellow"}
+_STYLES: dict[Outcome, str] = {
+    "held": "green",
+    "not held": "red",
+    "undecided": "yellow",
+    "not tested at this scale": "cyan",
+}
 _MOST_NAMED = 5
 """So many missing runs are named on the terminal; the page names all."""
 
@@ -18,17 +23,20 @@ _MOST_NAMED = 5
 def sheet_on_terminal(sheet: Sheet) -> Iterator[RenderableType]:
     """Yield what `rich` prints; nothing in the sheet is read as rich's markup."""
     yield Text(f"{sheet.exhibit}: {sheet.title}", style="bold")
-    yield Text(f"In the paper: {sheet.shows}")
+    yield Text(sheet.shows)
     for table in sheet.tables:
         yield Text(f"\n{table.title}", style="bold")
+        if is_waiting(table):
+            yield Text(WAITING, style="dim")
+            continue
         yield _table(table)
         yield from (Text(note, style="dim") for note in table.notes)
     if sheet.verdicts:
         yield Text("\nClaims", style="bold")
     for verdict in sheet.verdicts:
         yield Text.assemble(
-            (f"  {verdict.outcome}: ", _STYLES[verdict.outcome]), f"{verdict.claim} ({verdict.source}). ",
-            (verdict.because, "dim"),
+            (f"  {MARKS[verdict.outcome]} {verdict.outcome}: ", _STYLES[verdict.outcome]),
+            f"{verdict.claim} ({verdict.source}). ", (verdict.because, "dim"),
         )  # fmt: skip
     if sheet.scaled_down:
         yield Text("\nScaled down", style="bold")
@@ -40,7 +48,7 @@ def sheet_on_terminal(sheet: Sheet) -> Iterator[RenderableType]:
 def missing_line(sheet: Sheet, *, named: int) -> str:
     """Return what is missing, the first `named` by name."""
     more = f" and {len(sheet.missing) - named} more" * (len(sheet.missing) > named)
-    return f"Missing, {len(sheet.missing)}: {', '.join(sheet.missing[:named])}{more}"
+    return f"Missing, {len(sheet.missing)}: {'; '.join(sheet.missing[:named])}{more}"
 
 
 def _table(table: Table) -> RichTable:
