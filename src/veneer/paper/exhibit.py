@@ -16,7 +16,7 @@ from veneer.training.compare import Watcher
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
-Outcome = Literal["held", "not held", "not tested at this scale"]
+Outcome = Literal["held", "not held", "undecided", "not tested at this scale"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +147,8 @@ class Sheet:
 
     @property
     def counts(self) -> Mapping[Outcome, int]:
-        """How many claims held, did not hold and were not tested."""
-        outcomes: tuple[Outcome, ...] = ("held", "not held", "not tested at this scale")
+        """How many claims held, did not hold, could not be decided and were not tested."""
+        outcomes: tuple[Outcome, ...] = ("held", "not held", "undecided", "not tested at this scale")
         return {outcome: sum(verdict.outcome == outcome for verdict in self.verdicts) for outcome in outcomes}
 
 
