@@ -19,6 +19,7 @@ from veneer.lora.plan import Plan, Target
 from veneer.lora.state import AdapterState, LowRank, TokenRows, config_for, fitted, require_states
 from veneer.lora.targets import ADAPTATION, plan
 from veneer.lora.updates import DoraUpdate, LowRankUpdate, RowsUpdate, TiedUpdate, gathered_blocks, is_scattered
+from veneer.lora.walk import named_parameters
 
 TWIN_TOLERANCE = 1e-4
 """Relative difference up to which two views of one update count as the same: algebra works on each by itself."""
@@ -96,7 +97,8 @@ def load_state(model: nn.Module, adapter: AdapterState, *, trainable: bool = Fal
     install(model, the_plan, build(model, the_plan, places, values, subtract_start=False))
     _fill_others(model, adapter)
     if not trainable:
-        model.requires_grad_(False)
+        for parameter in named_parameters(model).values():
+            parameter.requires_grad_(False)
     return the_plan
 
 
