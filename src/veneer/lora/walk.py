@@ -26,9 +26,11 @@ def named_modules(root: nn.Module) -> dict[str, nn.Module]:
 
 def named_parameters(root: nn.Module) -> dict[str, nn.Parameter]:
     """Return every parameter once, by the first of its names, in the order of `root.named_parameters()`."""
-    first: dict[nn.Parameter, str] = {}
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
     for name, module in named_modules(root).items():
         for leaf, parameter in module._parameters.items():
-            if parameter is not None:
-                first.setdefault(parameter, f"{name}.{leaf}" if name else leaf)
-    return {name: parameter for parameter, name in first.items()}
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[f"{name}.{leaf}" if name else leaf] = parameter
+    return found
