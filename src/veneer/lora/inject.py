@@ -330,7 +330,7 @@ def _replace(root: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> None
     for parent in named_modules(root).values():
         for name, child in list(parent._modules.items()):
             if child is not None and child in successors:
-                parent._modules[name] = successors[child]
+                setattr(parent, name, successors[child])
 
 
 def _merged_weights(root: nn.Module, slots: Mapping[str, Slot]) -> dict[str, nn.Parameter]:
