@@ -11,7 +11,7 @@ from rich.table import Table
 
 from veneer.paper.protocol import TASKS
 from veneer.paper.table2 import runs_of
-from veneer.paper.table_of_contents import all_sheets
+from veneer.paper.table_of_contents import EXHIBITS, all_sheets
 from veneer.paper.tabulation import found
 from veneer.report.summary import summarize
 from veneer.report.terminal import markdown_table, results_table
@@ -22,6 +22,8 @@ from veneer.training.grid import Grid
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "results" / "first-light"
 PAPER = ROOT / "results" / "paper"
+COUNTS = "counts"
+"""The exhibit whose verdicts are arithmetic and rest on no run."""
 OTHER_FILES = {
     "ARCHITECTURE.md": "the ideas, the floors, what a change touches, why each dependency is there",
     "Makefile": "setup, demo, test, check",
@@ -53,14 +55,21 @@ def paper_block() -> str:
     """Return what the committed records make of the paper's exhibits, and where."""
     grid = Grid(folder=ROOT / "results" / "runs")
     sheets = all_sheets(grid.folder, PAPER)
-    counts = Counter(verdict.outcome for sheet in sheets for verdict in sheet.verdicts)
+    experiments = [sheet for sheet in sheets if sheet.exhibit != COUNTS]
+    counts = Counter(verdict.outcome for sheet in experiments for verdict in sheet.verdicts)
+    behind = {
+        grid.places(config)[0]
+        for exhibit in EXHIBITS.values()
+        for config in (*exhibit.sweep(grid), *exhibit.runs(grid))
+        if grid.find(config) is not None
+    }
     parts = [
-        f"[Every table, figure and verdict](results/paper/index.html), from {len(list(grid.folder.iterdir()))} run "
-        f"records: {', '.join(f'{number} {outcome}' for outcome, number in counts.most_common())}."
+        f"[Every table, figure and verdict](results/paper/index.html), from {len(behind)} training runs. Of "
+        f"{counts.total()} claims: {', '.join(f'{number} {outcome}' for outcome, number in counts.most_common())}."
     ]
     for task in TASKS:
-        records = [record for method in ("lora-all", "full") for record in found(grid, runs_of(grid, task, method))]
-        parts.append(f"**{task}**: {headline(summarize(records))}")
+        full, *loras = (found(grid, runs_of(grid, task, method)) for method in ("full", "lora-qv", "lora-all"))
+        parts += [f"**{task}**: {headline(summarize([*lora, *full]))}" for lora in loras if lora and full]
     return "\n\n".join([*parts, "![Accuracy against size](results/paper/figures/figure2.svg)"])
 
 

@@ -139,6 +139,8 @@ class RunRecord:
     """Rows of `train`, `validation` and `test`."""
     config: dict[str, Any]
     """The run's full configuration, enough to run it again."""
+    test_curve: list[dict[str, float]] = field(default_factory=list)
+    """The same of the test rows, where the configuration asks for it; it chooses nothing."""
 
     @property
     def other_parameters(self) -> int:
@@ -162,6 +164,7 @@ class Results:
 def record_from_json(value: Mapping[str, Any]) -> RunRecord:
     """Return the record that `asdict` turned into `value`; a missing or unknown field is a `ConfigError`."""
     known = {f.name for f in fields(RunRecord)}
+    value = {"test_curve": [], **value}  # records older than this field
     if known != set(value):
         raise ConfigError(f"a run record must hold exactly the fields {sorted(known)}, but holds {sorted(value)}")
     scores = {split: value[split] and _scores_from_json(value[split]) for split in ("validation", "test")}

@@ -971,3 +971,18 @@ def test_an_adapter_whose_A_is_frozen_comes_back_with_A_frozen(tmp_path):
     twin.load_state_dict({"0.weight": net[0].base.weight, "0.bias": net[0].base.bias})
     veneer.load(twin, tmp_path / "adapter", trainable=True)
     assert [name for name, p in twin.named_parameters() if p.requires_grad] == ["0.update.B"]
+
+
+def test_loaded_tensors_share_no_memory_and_a_value_stays_its_owners(folder):
+    net, twin, adapter = base(), base(), read_peft(folder)
+    veneer.load(net, folder, trainable=True)
+    veneer.load_state(twin, adapter, trainable=True)
+    before = {name: update.A.clone() for name, update in adapter.updates.items()}
+    for model in (net, twin):
+        tensors = [tensor for slot in adapted_slots(model).values() for tensor in (slot.update.A, slot.update.B)]
+        assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == len(tensors)
+        assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors)  # so it is pickled alone
+        with torch.no_grad():
+            for tensor in tensors:
+                tensor.add_(1)
+    assert all(torch.equal(before[name], update.A) for name, update in adapter.updates.items())

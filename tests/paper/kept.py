@@ -17,11 +17,17 @@ def keep(grid: Grid, configs: Sequence[RunConfig], accuracy: Callable[[RunConfig
         folder.mkdir(parents=True)
         make = regression if config.data == "glue/stsb" else record
         made = make(config.method, accuracy(config), config.seed, data=config.data)
-        write_results(folder, results(replace(made, config=config.resolved().to_json())))
+        watched = [{"epoch": 1, **made.test.figures}] if config.watch_test and made.test else []
+        write_results(folder, results(replace(made, config=config.resolved().to_json(), test_curve=watched)))
+
+
+def keep_sweeps(grid: Grid, exhibit: Exhibit, accuracy: Callable[[RunConfig], float]) -> None:
+    """Put the runs there that choose an exhibit's rates."""
+    while missing := grid.missing(exhibit.sweep(grid)):
+        keep(grid, missing, accuracy)
 
 
 def keep_all(grid: Grid, exhibit: Exhibit, accuracy: Callable[[RunConfig], float]) -> None:
     """Put every run of an exhibit there, those that choose the rates first."""
-    while missing := grid.missing(exhibit.sweep(grid)):
-        keep(grid, missing, accuracy)
+    keep_sweeps(grid, exhibit, accuracy)
     keep(grid, grid.missing(exhibit.runs(grid)), accuracy)

@@ -91,13 +91,12 @@ def test_among_equals_the_lower_validation_loss_chooses(grid):
     assert chosen_rate(grid, TASK, METHOD) == configs[1].peak_learning_rate()
 
 
-def test_an_unfinished_sweep_chooses_nothing_and_the_methods_own_rate_is_used(grid):
+def test_an_unfinished_sweep_chooses_nothing_and_no_run_is_planned(grid):
     *some, _ = runs(grid)
     for place, config in enumerate(some):
         keep(grid, config, validation=0.8 - 0.1 * place)
         assert chosen_rate(grid, TASK, METHOD) is None
-    (run,) = tuned_runs(grid, TASK, METHOD, [1])
-    assert run.peak_learning_rate() == find_method(METHOD).learning_rate
+        assert tuned_runs(grid, TASK, METHOD, [1]) == []
 
 
 def test_the_sweeps_own_run_is_the_first_seed_of_the_table(grid):
@@ -106,3 +105,15 @@ def test_the_sweeps_own_run_is_the_first_seed_of_the_table(grid):
     assert first in runs(grid)
     assert {run.peak_learning_rate() for run in others} == {first.peak_learning_rate()} == {rate_at(METHOD, 1)}
     assert tuned_runs(grid, TASK, METHOD, [0], {"r": 4})[0].r == 4
+
+
+def test_settings_that_are_swept_have_a_rate_of_their_own_and_others_share_one(grid):
+    fill(grid, rate_at(METHOD, 1))
+    swept = {"r": 64}
+    assert tuned_runs(grid, TASK, METHOD, [0], swept=swept) == []
+    assert {config.r for config in sweep_of(grid, TASK, METHOD, swept)} == {64}
+    for config in sweep_of(grid, TASK, METHOD, swept):
+        keep(grid, config, validation=0.8 + 0.1 * (config.peak_learning_rate() == rate_at(METHOD, 0)))
+    (own,), (shared,) = tuned_runs(grid, TASK, METHOD, [1], swept=swept), tuned_runs(grid, TASK, METHOD, [1], swept)
+    assert (own.peak_learning_rate(), shared.peak_learning_rate()) == (rate_at(METHOD, 0), rate_at(METHOD, 1))
+    assert own.r == shared.r == 64

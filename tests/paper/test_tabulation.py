@@ -6,6 +6,7 @@ from tests.report.records import collapsed, record, regression
 from veneer.paper.exhibit import Number
 from veneer.paper.tabulation import (
     accuracy_on_test,
+    average,
     best_on_dev,
     difference,
     judge,
@@ -83,7 +84,7 @@ def gap(value: float, half: float | None) -> Number:
 def test_two_pairs_decide_nothing_however_alike_they_are():
     equal = Number(value=0.02, low=0.02, high=0.02, num_runs=2)
     verdict = judge(claim="c", source="s", differences={"task": equal})
-    assert verdict.outcome == "not tested at this scale"
+    assert verdict.outcome == "undecided"
     assert "too few" in verdict.because
 
 
@@ -92,17 +93,20 @@ def test_two_pairs_decide_nothing_however_alike_they_are():
     [
         ([gap(0.02, 0.01)], None, "held"),
         ([gap(-0.02, 0.01)], None, "not held"),
-        ([gap(0.005, 0.01)], None, "not tested at this scale"),
+        ([gap(0.005, 0.01)], None, "undecided"),
         ([gap(-0.005, 0.002)], None, "not held"),
         ([gap(-0.005, 0.002)], 0.01, "held"),  # worse, but by less than the margin
         ([gap(-0.02, 0.005)], 0.01, "not held"),
-        ([gap(0.0, 0.02)], 0.01, "not tested at this scale"),
-        ([gap(0.02, None)], None, "not tested at this scale"),  # one pair tells nothing
+        ([gap(-0.01, 0.005)], 0.01, "undecided"),  # worse, but perhaps by less than the margin
+        ([gap(0.0, 0.02)], 0.01, "undecided"),
+        ([gap(0.02, None)], None, "undecided"),  # one pair tells nothing
         ([None], None, "not tested at this scale"),
         ([], None, "not tested at this scale"),
-        ([gap(0.02, 0.01), None], None, "not tested at this scale"),
+        ([gap(0.02, 0.01), None], None, "held"),
+        ([gap(0.02, 0.01), gap(0.02, None)], None, "undecided"),
         ([gap(0.02, 0.01), gap(0.02, 0.01)], None, "held"),
-        ([gap(0.02, 0.01), gap(-0.02, 0.01)], None, "not held"),
+        ([gap(0.02, 0.01), gap(-0.02, 0.01)], None, "undecided"),
+        ([gap(0.05, 0.01), gap(-0.01, 0.01)], None, "held"),  # the mean over tasks is what is claimed
     ],
 )
 def test_a_claim_is_decided_by_where_its_intervals_lie(differences, margin, outcome):
@@ -113,6 +117,24 @@ def test_a_claim_is_decided_by_where_its_intervals_lie(differences, margin, outc
         assert all(task in verdict.because for task in tasks)
     else:
         assert verdict.because == "Not run yet."
+
+
+def test_tasks_count_alike_and_their_variances_add():
+    """Two tasks of equal spread: the mean's error is a root of two smaller, on twice the degrees of freedom.
+
+    Student's 97.5 % quantile is 4.303 with two degrees of freedom and 2.776 with four.
+    """
+    number = average([gap(0.04, 4.303 * 0.01), gap(0.02, 4.303 * 0.01)])
+    assert number.value == pytest.approx(0.03)
+    assert number.high - number.value == pytest.approx(2.776 * 0.01 / 2**0.5, rel=1e-3)
+    assert average([gap(0.04, 0.01)]) == gap(0.04, 0.01)
+
+
+def test_where_every_pair_has_a_collapsed_run_nothing_is_decided_and_it_is_told():
+    first, second = [record("lora-qv", 0.8, seed) for seed in range(3)], [collapsed("full", seed) for seed in range(3)]
+    verdict = judge(claim="c", source="s", differences={"task": difference(first, second)})
+    assert verdict.outcome == "undecided"
+    assert "every pair has a collapsed run" in verdict.because
 
 
 def test_a_records_own_score_is_what_its_task_is_judged_by():

@@ -10,7 +10,7 @@ from veneer.formats.convert import FORMATS, read_any, sniff
 from veneer.formats.peft import write_peft
 from veneer.lora.plan import Plan
 from veneer.lora.state import AdapterState, require_states
-from veneer.lora.transfer import load_state, state
+from veneer.lora.transfer import load_fresh, state
 
 
 def save(
@@ -46,7 +46,7 @@ def load(model: nn.Module, path: str | PathLike[str], *, trainable: bool = False
         AdapterMismatchError: the adapter does not fit, or was trained on other weights. The model is as it was.
         AdapterStateError: the model is adapted already.
     """
-    return load_state(model, read_adapter(path), trainable=trainable, any_base=any_base)
+    return load_fresh(model, read_adapter(path), trainable=trainable, any_base=any_base)
 
 
 def write_adapter(adapter: AdapterState, path: str | PathLike[str]) -> None:

@@ -13,6 +13,7 @@ from veneer.lora.kinds import Kind, OpaqueKind, ParameterKind, kind_of
 from veneer.lora.layers import AdaptedLayer, AdaptedParameters
 from veneer.lora.plan import Plan, Target
 from veneer.lora.updates import DoraUpdate, LoraUpdate, LowRankUpdate, RowsUpdate, TiedUpdate, Update
+from veneer.lora.walk import named_modules
 
 
 class Values(NamedTuple):
@@ -32,7 +33,7 @@ class Place(NamedTuple):
 
 def located(model: nn.Module, the_plan: Plan) -> dict[str, Place]:
     """Return the place of each target of a plan by its name, in the model that the plan was made for."""
-    modules = dict(model.named_modules())
+    modules = named_modules(model)
     places = {}
     for target in the_plan.targets:
         if target.kind == "parameter":
@@ -163,7 +164,7 @@ def _rows(model: nn.Module, config: LoraConfig) -> dict[str, AdaptedLayer]:
         index = torch.tensor(ids, device=weight.device)
         rows = weight.detach().index_select(0, index)
         update = RowsUpdate(index, rows.to(torch.promote_types(torch.float32, rows.dtype), copy=True))
-        for other, module in model.named_modules():
+        for other, module in named_modules(model).items():
             if module._parameters.get("weight") is weight:
                 kind = kind_of(module)
                 assert kind is not None

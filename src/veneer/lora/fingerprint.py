@@ -36,8 +36,8 @@ def fingerprint(weights: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
             device, are left out.
     """
     found: dict[str, dict[str, str]] = {}
-    for name, weight in sorted(weights.items()):
-        for dtype, digest in _digests(weight):
+    for name, digests in _digests(dict(sorted(weights.items()))):
+        for dtype, digest in digests:
             found.setdefault(dtype, {})[name] = digest
     return found
 
@@ -59,12 +59,12 @@ def differs(given: Fingerprint, weights: Mapping[str, Tensor]) -> bool:
 
     Nothing is digested that is not compared: of the same base each weight in one dtype.
     """
-    return any(_is_other(given, name, weight) for name, weight in weights.items())
+    return any(_is_other(given, name, digests) for name, digests in _digests(weights))
 
 
-def _is_other(given: Fingerprint, name: str, weight: Tensor) -> bool:
+def _is_other(given: Fingerprint, name: str, digests: Iterable[tuple[str, str]]) -> bool:
     is_known = False
-    for dtype, digest in _digests(weight):
+    for dtype, digest in digests:
         known = given.get(dtype, {}).get(name)
         if known == digest:
             return False
@@ -108,21 +108,28 @@ def from_note(note: Mapping[str, object]) -> dict[str, dict[str, str]]:
     return known
 
 
-def _digests(weight: Tensor) -> Iterator[tuple[str, str]]:
-    """Yield each dtype that a weight is known in, the widest first, and its digest there."""
-    if weight.dtype not in NARROWER or type(weight.data) is not Tensor or weight.is_meta:
-        return
-    sample, shape = _spread(weight.detach()).cpu(), repr(tuple(weight.shape)).encode()
-    for narrow in NARROWER[weight.dtype]:
-        digest = hashlib.sha256(shape + _bytes(sample.to(narrow))).hexdigest()[:DIGEST_SIZE]
+def _digests(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
+    """Yield the name of each weight of plain floats, and its digest in each dtype it is known in, the widest first."""
+    places: dict[tuple[int, torch.device], Tensor] = {}
+    for name, weight in weights.items():
+        if weight.dtype not in NARROWER or type(weight.data) is not Tensor or weight.is_meta:
+            continue
+        size = weight.numel(), weight.device
+        if size not in places:
+            places[size] = _spread(*size)
+        yield name, _digests_of(weight.detach().take(places[size]).cpu(), tuple(weight.shape))
+
+
+def _digests_of(sample: Tensor, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+    for narrow in NARROWER[sample.dtype]:
+        digest = hashlib.sha256(repr(shape).encode() + _bytes(sample.to(narrow))).hexdigest()[:DIGEST_SIZE]
         yield str(narrow).removeprefix("torch."), digest
 
 
-def _spread(weight: Tensor) -> Tensor:
-    """Return values from all over a weight, at most `SAMPLE_SIZE`."""
-    count = min(SAMPLE_SIZE, weight.numel())
-    places = torch.arange(count, device=weight.device) * (weight.numel() - 1) // max(count - 1, 1)
-    return weight.take(places)
+def _spread(count: int, device: torch.device) -> Tensor:
+    """Return places from all over a weight of `count` values, at most `SAMPLE_SIZE`."""
+    size = min(SAMPLE_SIZE, count)
+    return torch.arange(size, device=device) * (count - 1) // max(size - 1, 1)
 
 
 def _bytes(values: Tensor) -> bytes:

@@ -31,6 +31,7 @@ from veneer.lora.layers import (
 )
 from veneer.lora.plan import Plan
 from veneer.lora.targets import ADAPTATION, plan
+from veneer.lora.walk import named_modules, named_parameters
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +99,7 @@ def install(model: nn.Module, the_plan: Plan, modules: Mapping[str, AdaptedLayer
     norms = _frozen_norms(model, the_plan)
     counters = [f"{name}.num_batches_tracked" for name, norm in norms.items() if norm.num_batches_tracked is not None]
     own = own_tensors(model, [*trained_names(the_plan, model), *counters])
-    parameters = dict(model.named_parameters())
+    parameters = named_parameters(model)
     record = Adaptation(
         plan=the_plan,
         was_trainable={name: parameter.requires_grad for name, parameter in parameters.items()},
@@ -238,7 +239,7 @@ def adapted_root(model: nn.Module) -> tuple[nn.Module, Adaptation]:
     Raises:
         AdapterStateError: there is none, or more than one, or it is within `disabled` or `merged`.
     """
-    roots = [module for module in model.modules() if vars(module).get(ADAPTATION) is not None]
+    roots = [module for module in named_modules(model).values() if vars(module).get(ADAPTATION) is not None]
     if len(roots) != 1:
         found = (
             "is not adapted; call veneer.adapt or veneer.load first" if not roots else "holds several adapted models"
@@ -303,7 +304,7 @@ def _frozen_norms(model: nn.Module, the_plan: Plan) -> dict[str, _NormBase]:
     trained = the_plan.trained_modules
     return {
         name: module
-        for name, module in model.named_modules()
+        for name, module in named_modules(model).items()
         if isinstance(module, _NormBase) and module.running_mean is not None
         if not any(name == outer or name.startswith(outer + ".") for outer in trained)
     }
@@ -326,7 +327,7 @@ def _suspended(root: nn.Module, record: Adaptation) -> Iterator[None]:
 
 def _replace(root: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> None:
     """Put each module's successor in its place, under every name that it is registered under."""
-    for parent in list(root.modules()):
+    for parent in named_modules(root).values():
         for name, child in list(parent._modules.items()):
             if child is not None and child in successors:
                 setattr(parent, name, successors[child])
@@ -372,7 +373,7 @@ def _requantized(slot: Slot, quantized: Callable[[nn.Linear], nn.Module]) -> tup
 
 
 def _finish(root: nn.Module, record: Adaptation) -> None:
-    for name, parameter in root.named_parameters():
+    for name, parameter in named_parameters(root).items():
         parameter.requires_grad_(record.was_trainable.get(name, parameter.requires_grad))
     for name, momentum in record.momenta.items():
         norm = root.get_submodule(name)

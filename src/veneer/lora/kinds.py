@@ -259,17 +259,16 @@ EMBEDDING, CONV = EmbeddingKind(), ConvKind()
 
 def kind_of(module: nn.Module) -> Kind | None:
     """Return the kind of a layer, or None where no low-rank update is defined for it."""
+    if _is_plain_linear(module):  # most layers are
+        return LINEAR
     if isinstance(module, nn.Embedding):
         return EMBEDDING
     if isinstance(module, CONVOLUTIONS):
         return CONV
     if f"{type(module).__module__}.{type(module).__qualname__}" == TRANSPOSED_CLASS:
         return TRANSPOSED
-    if not isinstance(getattr(module, "in_features", None), int) or not isinstance(
-        getattr(module, "out_features", None), int
-    ):
-        return None
-    return LINEAR if _is_plain_linear(module) else OPAQUE
+    sizes = (getattr(module, name, None) for name in ("in_features", "out_features"))
+    return OPAQUE if all(isinstance(size, int) for size in sizes) else None
 
 
 def obstacle(module: nn.Module, kind: Kind | None) -> str | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from veneer.lora.kernels import can_fuse
 from veneer.lora.kinds import Kind, LinearKind, OpaqueKind, ParameterKind
 from veneer.lora.updates import LoraUpdate, LowRankUpdate, RowsUpdate, Update
+from veneer.lora.walk import named_modules
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +60,14 @@ class AdaptedLayer(AdaptedModule):
         kind: how the base's weight is seen.
     """
 
+    update: Update
+    kind: Kind
+
     def __init__(self, base: nn.Module, update: Update, kind: Kind) -> None:
         super().__init__()
-        self.base = base
-        self.update = update
-        self.kind = kind
-        self.training = base.training
-        update.train(base.training)
+        self._modules.update(base=base, update=update)
+        vars(self).update(kind=kind, training=base.training)
+        vars(update).update(training=base.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map an input of the base to an output of the base's shape."""
@@ -126,7 +128,7 @@ def plain_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield every module with the name it has in the plain model; an adapted one just before its base."""
     plain = {"": ""}
     wrappers = set()
-    for name, module in root.named_modules():
+    for name, module in named_modules(root).items():
         parent, _, leaf = name.rpartition(".")
         if name and parent in wrappers and leaf == "base":
             plain[name] = plain[parent]

@@ -19,6 +19,7 @@ from veneer.lora.kinds import EMBEDDING, OPAQUE, Kind, ParameterKind, kind_of, o
 from veneer.lora.plan import Plan, Target
 from veneer.lora.selectors import Inside, Selector, exact_terms, nearest
 from veneer.lora.state import fitted
+from veneer.lora.walk import named_modules, named_parameters
 
 ADAPTATION = "veneer_adaptation"
 """The attribute in which `adapt` leaves its record on the module it was called with."""
@@ -81,7 +82,7 @@ class _Survey:
 
     def __init__(self, model: nn.Module, config: LoraConfig, train_also: Sequence[str], *, any_rank: bool) -> None:
         self.model, self.config, self.any_rank = model, config, any_rank
-        self.modules = dict(model.named_modules())
+        self.modules = named_modules(model)
         if any(type(module).__module__.startswith("peft.") for module in self.modules.values()):
             raise AdapterStateError("the model has an adapter of PEFT's; take it off first: model = model.unload()")
         if any(vars(module).get(ADAPTATION) is not None for module in self.modules.values()):
@@ -164,7 +165,7 @@ class _Survey:
         """Return a target for each parameter that is adapted inside a module of its own."""
         if not self.config.parameters:
             return []
-        present = {name: p for name, p in self.model.named_parameters() if p.ndim >= 2}
+        present = {name: p for name, p in named_parameters(self.model).items() if p.ndim >= 2}
         selector = Selector(self.config.parameters, whole=present)
         self.problems += [
             f"parameters {term!r} matches no parameter of two or three dimensions{nearest(term, present)}"

@@ -19,6 +19,7 @@ from veneer.lora.plan import Plan, Target
 from veneer.lora.state import AdapterState, LowRank, TokenRows, config_for, fitted, require_states
 from veneer.lora.targets import ADAPTATION, plan
 from veneer.lora.updates import DoraUpdate, LowRankUpdate, RowsUpdate, TiedUpdate, gathered_blocks, is_scattered
+from veneer.lora.walk import named_parameters
 
 TWIN_TOLERANCE = 1e-4
 """Relative difference up to which two views of one update count as the same: algebra works on each by itself."""
@@ -76,27 +77,40 @@ def load_state(model: nn.Module, adapter: AdapterState, *, trainable: bool = Fal
             model is as it was.
     """
     require_states({"adapter": adapter})
+    return _load(model, adapter, trainable=trainable, any_base=any_base, is_fresh=False)
+
+
+def load_fresh(model: nn.Module, adapter: AdapterState, *, trainable: bool, any_base: bool) -> Plan:
+    """Do what `load_state` does with an adapter just read from a file: tested for NaN there, and nobody else's.
+
+    Its tensors are not tested again, and those that need no cast are not copied: the model has them from now on.
+    """
+    return _load(model, adapter, trainable=trainable, any_base=any_base, is_fresh=True)
+
+
+def _load(model: nn.Module, adapter: AdapterState, *, trainable: bool, any_base: bool, is_fresh: bool) -> Plan:
     config = replace(adapter.config, init="kaiming")  # the values are at hand: nothing is drawn
     try:
         the_plan = plan(model, config, adapter.trained_modules, any_rank=True)
     except TargetError as error:
         raise AdapterMismatchError(f"the adapter does not fit this model: {error}") from None
     places = located(model, the_plan)
-    problems = _misfits(model, the_plan, adapter)
+    problems = _misfits(model, the_plan, adapter, is_fresh=is_fresh)
     if not problems and not any_base:
         weights = {n: p.kind.weight_of(p.base) for n, p in places.items() if not isinstance(p.kind, OpaqueKind)}
         problems = _base_problems(model, weights, adapter)
     if problems:
         raise AdapterMismatchError(gathered(f"the adapter does not fit {type(model).__name__}:", problems))
     values = {
-        target.name: _values(target, places[target.name], adapter.updates[target.name])
+        target.name: _values(target, places[target.name], adapter.updates[target.name], copy=not is_fresh)
         for target in the_plan.targets
         if target.tied_to is None
     }
     install(model, the_plan, build(model, the_plan, places, values, subtract_start=False))
     _fill_others(model, adapter)
     if not trainable:
-        model.requires_grad_(False)
+        for parameter in named_parameters(model).values():
+            parameter.requires_grad_(False)
     return the_plan
 
 
@@ -134,16 +148,16 @@ def swap(model: nn.Module, adapter: AdapterState, *, any_base: bool = False) -> 
     setattr(root, ADAPTATION, replace(record, plan=the_plan))
 
 
-def _values(target: Target, place: Place, update: LowRank) -> Values:
-    """Return a copy of an update's tensors, in the shapes, dtype and place that a layer holds them in."""
+def _values(target: Target, place: Place, update: LowRank, *, copy: bool) -> Values:
+    """Return an update's tensors or copies of them, in the shapes, dtype and place that a layer holds them in."""
     base, kind = place
     weight = next(base.parameters(), torch.empty(0)) if isinstance(kind, OpaqueKind) else kind.weight_of(base)
     device = torch.device("cpu") if weight.is_meta else weight.device
     dtype = trained_dtype(weight)
     A, B = update.matrices
     packed = B if target.slices is None else gathered_blocks(B, target.slices)
-    A, packed = (part.to(device, dtype, copy=True) for part in (A, packed))
-    magnitude = None if update.magnitude is None else update.magnitude.to(device, dtype, copy=True)
+    A, packed = (part.to(device, dtype, copy=copy) for part in (A, packed))
+    magnitude = None if update.magnitude is None else update.magnitude.to(device, dtype, copy=copy)
     return Values(A, packed, magnitude)
 
 
@@ -206,7 +220,7 @@ def _low_rank(root: nn.Module, name: str, slot: Slot) -> LowRank:
     )
 
 
-def _misfits(model: nn.Module, the_plan: Plan, adapter: AdapterState) -> list[str]:
+def _misfits(model: nn.Module, the_plan: Plan, adapter: AdapterState, *, is_fresh: bool = False) -> list[str]:
     """Return a line for each place without its tensor, each tensor without a place, and each that does not fit."""
     targets = {target.name: target for target in the_plan.targets}
     twins = {target.tied_to: target.name for target in the_plan.targets if target.tied_to}
@@ -221,7 +235,7 @@ def _misfits(model: nn.Module, the_plan: Plan, adapter: AdapterState) -> list[st
         for name in adapter.updates.keys() - targets.keys()
     ]
     for name in sorted(targets.keys() & adapter.updates):
-        found += _update_problems(targets[name], adapter.updates[name], adapter)
+        found += _update_problems(targets[name], adapter.updates[name], adapter, is_fresh=is_fresh)
     expected = own_tensors(model, trained_names(the_plan, model))
     found += [
         f"{name}: the model needs it, but the adapter holds no such tensor"
@@ -250,7 +264,7 @@ def _misfits(model: nn.Module, the_plan: Plan, adapter: AdapterState) -> list[st
     return sorted(found)
 
 
-def _update_problems(target: Target, update: LowRank, adapter: AdapterState) -> list[str]:
+def _update_problems(target: Target, update: LowRank, adapter: AdapterState, *, is_fresh: bool) -> list[str]:
     """Return a line for each way in which an update does not fit its layer."""
     name = target.name
     if update.kind != target.kind:
@@ -267,7 +281,7 @@ def _update_problems(target: Target, update: LowRank, adapter: AdapterState) -> 
     found = []
     for part, (tensor, shape) in expected.items():
         if tensor is not None:
-            found += _tensor_problems(f"{name}.{part}", tensor, shape, torch.float32)
+            found += _tensor_problems(f"{name}.{part}", tensor, shape, torch.float32, is_fresh=is_fresh)
     if not found and target.slices is not None and not is_scattered(B, target.slices):
         found.append(f"{name}.B reaches outside the adapted slices {target.slices} of the fused projection")
     if not found and target.tied_to is not None:
@@ -316,11 +330,14 @@ def _equal(present: Tensor, copy: Tensor) -> bool:
     return present.shape == copy.shape and torch.equal(present.detach().cpu(), copy.to(present.dtype))
 
 
-def _tensor_problems(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> list[str]:
+def _tensor_problems(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, *, is_fresh: bool = False
+) -> list[str]:
     if tuple(tensor.shape) != shape:
         return [f"{name} has shape {tuple(tensor.shape)}, but the model needs {shape}"]
     if tensor.is_floating_point() != dtype.is_floating_point:
         return [f"{name} has dtype {tensor.dtype}, but the model needs {dtype}"]
-    if tensor.is_floating_point() and not is_finite(tensor.to(dtype)):
+    is_tested = is_fresh and tensor.dtype.itemsize <= dtype.itemsize  # a wider one may hold what overflows
+    if tensor.is_floating_point() and not is_tested and not is_finite(tensor.to(dtype)):
         return [f"{name} holds NaN or infinity, or what {dtype} cannot hold"]
     return []

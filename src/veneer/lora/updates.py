@@ -32,10 +32,15 @@ class Update(nn.Module, ABC):
         like: a tensor whose device the constants live on; float64 where it is.
     """
 
+    scaling: float
+    strength: float
+    """t, see `set_constants`."""
+    factor: Float[Tensor, ""]
+    """t s: what the update is multiplied by."""
+
     def __init__(self, *, scaling: float, like: Tensor) -> None:
         super().__init__()
-        self.scaling = scaling
-        self.strength = 1.0
+        vars(self).update(scaling=scaling, strength=1.0)  # no tensors, which nn.Module's own way looks for in each
         self._place_constants(like)
 
     @abstractmethod
@@ -49,15 +54,16 @@ class Update(nn.Module, ABC):
     def set_constants(self, *, scaling: float, strength: float) -> None:
         """Set s, and the share t of the update that acts: 0 is the base, 1 the adapter as trained."""
         self.scaling, self.strength = scaling, strength
-        for tensor, value in zip((self.factor, self.share), self._values(), strict=True):
-            tensor.fill_(value)
+        for name, value in self._constants().items():
+            vars(self)[name].fill_(value)
 
-    def _values(self) -> tuple[float, float]:
-        return self.scaling * self.strength, self.strength
+    def _constants(self) -> dict[str, float]:
+        """Return what the forward pass reads as tensors, by the attributes that hold them."""
+        return {"factor": self.scaling * self.strength}
 
     def _place_constants(self, like: Tensor) -> None:
-        dtype = trained_dtype(like)
-        self.factor, self.share = (torch.tensor(v, device=like.device, dtype=dtype) for v in self._values())
+        for name, value in self._constants().items():
+            vars(self)[name] = torch.scalar_tensor(value, device=like.device, dtype=trained_dtype(like))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow `.to(...)`; the constants are made anew, so that no cast rounds them."""
@@ -78,6 +84,13 @@ class LowRankUpdate(Update):
         subtract_start: keep the start and compute with B A - B0 A0, so that the layer starts as its base.
     """
 
+    A: nn.Parameter
+    B: nn.Parameter
+    dropout: float
+    slices: tuple[bool, ...] | None
+    start_A: Tensor | None
+    start_B: Tensor | None
+
     def __init__(
         self,
         A: Float[Tensor, "*stack r in"],
@@ -89,19 +102,19 @@ class LowRankUpdate(Update):
         subtract_start: bool = False,
     ) -> None:
         super().__init__(scaling=scaling, like=A)
-        self.A = nn.Parameter(A)
-        self.B = nn.Parameter(B)
-        self.dropout = dropout
-        self.slices = None if slices is None else tuple(slices)
-        self.register_buffer("start_A", A.clone() if subtract_start else None)
-        self.register_buffer("start_B", B.clone() if subtract_start else None)
+        self._parameters.update(A=nn.Parameter(A), B=nn.Parameter(B))  # new names, which need no look for older ones
+        vars(self).update(dropout=dropout, slices=None if slices is None else tuple(slices))
+        if subtract_start:
+            self.register_buffer("start_A", A.clone())
+            self.register_buffer("start_B", B.clone())
+        else:
+            vars(self).update(start_A=None, start_B=None)
 
     def factors(self) -> tuple[Float[Tensor, "*stack r in"], Float[Tensor, "*stack out r"]]:
         """Return A and B of the formula: slices scattered, and a start subtracted as [A; A0], [B, -B0]."""
         A, B = self.A, self._whole(self.B)
         if self.start_A is not None:
-            assert isinstance(self.start_A, Tensor)
-            assert isinstance(self.start_B, Tensor)
+            assert self.start_B is not None
             return torch.cat([A, self.start_A], -2), torch.cat([B, -self._whole(self.start_B)], -1)
         return A, B
 
@@ -144,6 +157,9 @@ class DoraUpdate(LowRankUpdate):
         magnitude: m, (out,).
     """
 
+    share: Float[Tensor, ""]
+    """t: how far the weight goes from the base's to the adapted one; `factor` is s alone."""
+
     def __init__(
         self,
         A: Float[Tensor, "r in"],
@@ -158,8 +174,8 @@ class DoraUpdate(LowRankUpdate):
         super().__init__(A, B, scaling=scaling, dropout=dropout, slices=slices, subtract_start=subtract_start)
         self.magnitude = nn.Parameter(magnitude)
 
-    def _values(self) -> tuple[float, float]:
-        return self.scaling, self.strength
+    def _constants(self) -> dict[str, float]:
+        return {"factor": self.scaling, "share": self.strength}
 
     def forward(self, x: Tensor, base_output: Tensor, kind: Kind, base: nn.Module) -> Tensor:
         """Scale W0 x + s B A x by m / |W0 + s B A|, the bias left out of it."""
@@ -229,7 +245,7 @@ class RowsUpdate(Update):
             bias = getattr(base, "bias", None)
             scores = functional.linear(x.to(rows.dtype), rows, None if bias is None else bias[ids].to(rows.dtype))
             replaced = base_output.index_copy(-1, ids, scores)
-        return torch.lerp(base_output, replaced, self.share.to(base_output.dtype))
+        return torch.lerp(base_output, replaced, self.factor.to(base_output.dtype))
 
     def matrix(self, kind: Kind, base: nn.Module) -> Float[Tensor, "out in"]:
         """Return the weight with the rows in their places."""
@@ -239,7 +255,7 @@ class RowsUpdate(Update):
             if isinstance(kind, EmbeddingKind)
             else weight.index_copy(0, self.get_buffer("ids"), self.rows)
         )
-        return torch.lerp(weight, replaced, self.share)
+        return torch.lerp(weight, replaced, self.factor)
 
 
 def scattered(B: Float[Tensor, "packed r"], slices: Sequence[bool]) -> Float[Tensor, "out ranks"]:

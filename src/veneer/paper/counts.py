@@ -132,7 +132,7 @@ _TABLE_3 = (
     ),
     CountRow(
         table="Table 3", row="GPT-2 M, PreLayer", printed="0.35M", count=None, setting="not stated",
-        note="taken from Li and Liang; 24 d tokens a layer would need 14.2 tokens",
+        note="taken from Li and Liang; 0.35M is what 14.2 trained tokens in each of 24 layers would have",
     ),
     CountRow(
         table="Table 3", row="GPT-2 M, LoRA", printed="0.35M", count=_low_rank("GPT-2 medium", 4),

@@ -155,7 +155,7 @@ class Sheet:
 
     @property
     def counts(self) -> Mapping[Outcome, int]:
-        """How many claims held, did not hold, were left undecided and were not tested."""
+        """How many claims held, did not hold, could not be told and were not tested."""
         outcomes: tuple[Outcome, ...] = ("held", "not held", "undecided", "not tested at this scale")
         return {outcome: sum(verdict.outcome == outcome for verdict in self.verdicts) for outcome in outcomes}
 

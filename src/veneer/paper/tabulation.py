@@ -3,7 +3,8 @@
 A collapsed run gives one answer only: it says that training failed, so it enters no mean and no difference; how many
 there were, and the mean with them, is told beside. Methods are compared by pairs of runs with the same seed, which
 share the order of rows and the head's start; the interval is Student's on those differences. It tells how much seeds
-matter, not how much other test rows would.
+matter, not how much other test rows would. Several tasks count alike, and their intervals are put together as those of
+independent means with variances of their own (Welch 1947).
 """
 
 import math
@@ -20,7 +21,7 @@ from veneer.training.grid import Grid
 
 CONFIDENCE = 0.95
 FEWEST_PAIRS = 3
-"""With fewer nothing is decided: two differences that happen to be equal would leave no interval at all."""
+"""With fewer nothing is decided: two differences can happen to be alike."""
 Read = Callable[[RunRecord], float]
 """Which figure of a record is tabulated."""
 
@@ -51,12 +52,13 @@ def _own_score(record: RunRecord, scores: AnyScores) -> float:
 
 
 def best_on_dev(record: RunRecord) -> float:
-    """Return the best validation score of any epoch, by what the task is judged by: accuracy, but on some of GLUE.
+    """Return the best score of any epoch on the rows that it is chosen by, which is a little too good.
 
-    It is what the paper reports (section 5.1), and a little too good.
+    It is what the paper reports (section 5.1). On GLUE these are dev rows, our test rows, where the run watched them;
+    else validation rows.
     """
     metric, _ = judged_by(record.data, record.validation)
-    scores = [epoch[metric.key] for epoch in record.validation_curve]
+    scores = [epoch[metric.key] for epoch in record.test_curve or record.validation_curve]
     return max(scores, default=record.validation.figures[metric.key])
 
 
@@ -86,13 +88,17 @@ def median_on_dev(records: Sequence[RunRecord]) -> Number | None:
 def difference(first: Sequence[RunRecord], second: Sequence[RunRecord], read: Read = accuracy_on_test) -> Number | None:
     """Return the mean of first - second over the seeds that both have, with its confidence interval.
 
-    The interval needs two pairs at least; pairs with a collapsed run are left out. None without a pair.
+    The interval needs two pairs at least; pairs with a collapsed run are left out where there are others. None without
+    a pair.
     """
     others = {record.seed: record for record in second}
     pairs = [(record, others[record.seed]) for record in first if record.seed in others]
+    if not pairs:
+        return None
     good = [(one, other) for one, other in pairs if not one.collapsed and not other.collapsed]
     if not good:
-        return None
+        value = fmean(read(one) - read(other) for one, other in pairs)
+        return Number(value=value, num_runs=0, signed=True, note="every pair has a collapsed run")
     left_out = len(pairs) - len(good)
     note = f"{left_out} pair{'s' * (left_out > 1)} with a collapsed run left out" if left_out else ""
     return mean_difference([read(one) - read(other) for one, other in good], note=note)
@@ -109,8 +115,12 @@ def _half_width(values: Sequence[float]) -> float | None:
     """Return half the width of Student's confidence interval for the mean; None below two values."""
     if len(values) < 2:
         return None
-    quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return quantile * stdev(values) / math.sqrt(len(values))
+    return _quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+
+
+def _quantile(freedom: float) -> float:
+    """Return how many standard errors Student's interval reaches to either side."""
+    return float(student.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def mean_curves(
@@ -143,53 +153,78 @@ def mean_curves(
     )
 
 
+def average(numbers: Sequence[Number]) -> Number:
+    """Return the mean of several tasks' differences, each counted alike, with its confidence interval.
+
+    Args:
+        numbers: one or more; without an interval of each there is none of their mean.
+    """
+    if len(numbers) == 1:
+        return numbers[0]
+    center, num_runs = fmean(number.value for number in numbers), min(number.num_runs or 0 for number in numbers)
+    parts = [
+        ((number.high - number.low) / (2 * _quantile(number.num_runs - 1)), number.num_runs - 1)
+        for number in numbers
+        if number.low is not None and number.high is not None and number.num_runs
+    ]
+    variance = sum(error**2 for error, _ in parts)
+    if len(parts) < len(numbers):
+        return Number(value=center, num_runs=num_runs, signed=True)
+    freedom = variance**2 / sum(error**4 / freedom for error, freedom in parts) if variance else 1.0
+    half = _quantile(freedom) * math.sqrt(variance) / len(numbers)
+    low, high = center - half, center + half
+    return Number(value=center, low=low, high=high, num_runs=num_runs, signed=True)
+
+
 def judge(*, claim: str, source: str, differences: Mapping[str, Number | None], margin: float | None = None) -> Verdict:
     """Return the verdict on "the first is better", or with a margin on "the first is no worse".
 
-    Each difference is decided by its confidence interval: "better" holds where all of it lies above 0, "no worse"
-    where all of it lies above -margin. Neither holds where all of it lies below 0. Anything else, and fewer than
-    `FEWEST_PAIRS` pairs, these runs cannot tell. A claim over several tasks holds where it holds on each, and does
-    not where it fails on one.
+    The mean over the tasks that were run decides, by its confidence interval: the claim holds where all of it lies
+    above 0, or with a margin above -margin, and does not where all of it lies below. Anything else, and fewer than
+    `FEWEST_PAIRS` pairs on a task, leave it undecided.
 
     Args:
         claim: what the paper says.
         source: where.
         differences: task -> first - second; None where there is no pair of runs.
-        margin: how much worse still counts as no worse, in accuracy.
+        margin: how much worse still counts as no worse, in the score's own unit.
     """
-    each = {task: _decide(number, margin) for task, number in differences.items()}
-    outcome: Outcome = "not tested at this scale"
-    if "not held" in each.values():
-        outcome = "not held"
-    elif each and all(one == "held" for one in each.values()):
-        outcome = "held"
-    because = "; ".join(f"{task}: {_told(number)}" for task, number in differences.items()) + "."
-    if not any(differences.values()):
-        because = "Not run yet."
-    elif margin is not None:
+    done = [number for number in differences.values() if number is not None]
+    if not done:
+        return untested(claim, source, "Not run yet.")
+    bar = 0.0 if margin is None else -margin
+    because = "; ".join(f"{task}: {_told(number, bar)}" for task, number in differences.items()) + "."
+    overall = average(done)
+    if len(done) > 1:
+        because += f" Over these tasks: {_told(overall, bar)}."
+    if margin is not None:
         because += f" No worse means by less than {100 * margin:.1f} points."
-    return Verdict(claim=claim, source=source, outcome=outcome, because=because)
+    return Verdict(claim=claim, source=source, outcome=_decide(overall, bar), because=because)
 
 
-def _decide(number: Number | None, margin: float | None) -> Outcome:
-    if number is None or number.low is None or number.high is None or (number.num_runs or 0) < FEWEST_PAIRS:
-        return "not tested at this scale"
-    if number.low > (0 if margin is None else -margin):
-        return "held"
-    return "not held" if number.high < 0 else "not tested at this scale"
+def _decide(number: Number, bar: float) -> Outcome:
+    if number.low is None or number.high is None or _too_few(number):
+        return "undecided"
+    return "held" if number.low > bar else "not held" if number.high < bar else "undecided"
 
 
-def _told(number: Number | None) -> str:
+def _too_few(number: Number) -> bool:
+    return (number.num_runs or 0) < FEWEST_PAIRS
+
+
+def _told(number: Number | None, bar: float) -> str:
     """Return a difference in points, as a sentence's part."""
     if number is None:
         return "not run yet"
     points = f"{100 * number.value:+.1f} points"
+    note = f" ({number.note})" if number.note else ""
     if number.low is None or number.high is None:
-        return f"{points} with one pair of runs, which has no spread"
-    text = f"{points}, 95 % interval {100 * number.low:+.1f} to {100 * number.high:+.1f} over {number.num_runs} seeds"
-    if (number.num_runs or 0) < FEWEST_PAIRS:
+        return f"{points} without a spread{note}"
+    ends = f"{100 * number.low:+.1f} to {100 * number.high:+.1f}"
+    text = f"{points}, 95 % interval {ends} over {number.num_runs} seeds{note}"
+    if _too_few(number):
         return f"{text}, too few to decide"
-    return text if number.low > 0 or number.high < 0 else f"{text}, which includes 0"
+    return f"{text}, which includes {100 * bar:+.1f}" if number.low <= bar <= number.high else text
 
 
 def untested(claim: str, source: str, because: str) -> Verdict:

@@ -74,6 +74,8 @@ class RunConfig:
     """Some of attention's query, key, value and output, to adapt instead of the method's own choice of layers."""
     sizes: tuple[tuple[str, int], ...] = ()
     """(name, number) of the method's own part where it has one, such as ("r", 16) of bottlenecks."""
+    watch_test: bool = False
+    """Score the test rows after each epoch as well, for the record alone: the paper reports the best of them."""
     quick: bool = False
     """Marks a shortened run; changes nothing by itself."""
 
@@ -119,7 +121,7 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         """Return the settings that have a say as plain values; data that brings its own split is not held out."""
         idle = {"validation_share", "test_share"} if self.data in SHORT_NAMES else set()
-        idle |= {name for name in ("sizes", "weights") if not getattr(self, name)}
+        idle |= {name for name in ("sizes", "weights", "watch_test") if not getattr(self, name)}
         idle |= {"glue"} | ({"task"} if self.task == "classification" else set())
         plain = {**asdict(self), "sizes": dict(self.sizes)}
         return {
@@ -165,6 +167,7 @@ _RULES: tuple[tuple[str, str, Rule], ...] = (
     ("test_share", "a share from 0 to below 1", _number(0, 1)),
     ("task", *_one_of(Task)),
     ("base_dropout", "True or False", lambda value: isinstance(value, bool)),
+    ("watch_test", "True or False", lambda value: isinstance(value, bool)),
     ("precision", *_one_of(Precision)),
     ("attention", *_one_of(Attention)),
 )

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -47,6 +48,18 @@ def results_of(config: RunConfig, watcher: Watcher, *, threads: int) -> Results:
         return read_results(folder)
 
 
+@cache
+def _name(config: RunConfig) -> str:
+    digest = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode()).hexdigest()[:10]
+    return f"{Path(config.data).stem}-{config.method}-seed{config.seed}-{digest}"
+
+
+@cache
+def _record(folder: Path, modified_ns: int) -> RunRecord:
+    """Return the record in a folder as it was written at that time: exhibits ask for the same ones many times."""
+    return read_results(folder).records[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Grid:
     """Runs by configuration, kept in one folder."""
@@ -55,10 +68,7 @@ class Grid:
 
     def place(self, config: RunConfig) -> Path:
         """Return the folder of the run that `config` defines on this machine: equal configurations, equal folders."""
-        settings = json.dumps(config.resolved().to_json(), sort_keys=True)
-        digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
-        data = Path(config.data).stem
-        return self.folder / f"{data}-{config.method}-seed{config.seed}-{digest}"
+        return self.folder / _name(config.resolved())
 
     def places(self, config: RunConfig) -> list[Path]:
         """Return the folders in which the run that `config` defines may lie, the same on every machine."""
@@ -68,7 +78,7 @@ class Grid:
     def find(self, config: RunConfig) -> RunRecord | None:
         """Return the record of the run that `config` defines, or None where it has not been done."""
         done = next((place for place in self.places(config) if (place / RESULTS_FILE).is_file()), None)
-        return None if done is None else read_results(done).records[0]
+        return None if done is None else _record(done, (done / RESULTS_FILE).stat().st_mtime_ns)
 
     def missing(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
         """Return those of `configs` that have not been done, in order; of several that define one run, the first."""

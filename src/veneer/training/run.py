@@ -12,7 +12,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,9 +59,16 @@ OnProgress = Callable[[Progress], None]
 
 
 class KeepBest(TrainerCallback):
-    """Keeps the trained weights of the epoch with the best `choice` on validation, the earliest among equals."""
+    """Keeps the trained weights of the epoch with the best `choice` on validation, the earliest among equals.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: what is trained.
+        score_test: scores the test rows after each epoch, for the record alone; None leaves them to the end.
+    """
+
+    def __init__(self, model: nn.Module, score_test: Callable[[], AnyScores] | None = None) -> None:
+        self.score_test = score_test
+        self.test_history: list[dict[str, float]] = []
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.latest: AnyScores | None = None
         self.best: AnyScores | None = None
@@ -85,6 +92,9 @@ class KeepBest(TrainerCallback):
         epoch = round(state.epoch or 0)
         latest = self.latest
         self.history.append({"epoch": epoch, "loss": latest.loss, **latest.figures})
+        if self.score_test is not None:
+            test = self.score_test()
+            self.test_history.append({"epoch": epoch, "loss": test.loss, **test.figures})
         if self.best is None or latest.choice > self.best.choice:
             self.best, self.best_epoch = latest, epoch
             self._weights = {name: p.detach().clone() for name, p in self.trained.items()}
@@ -209,13 +219,21 @@ def _train_and_test(
         for name in ("train", "validation", "test")
         if (part := getattr(splits, name)) is not None
     }
+
+    def score_test() -> AnyScores:
+        rows = encoded["test"]
+        logits = predict_logits(classifier.model, rows, classifier.tokenizer, precision=resolved.precision)
+        return score(logits, torch.tensor([row["labels"] for row in rows]))
+
     outcome = _train(
-        resolved, classifier, encoded["train"], encoded["validation"], folder=folder, on_progress=on_progress
+        resolved,
+        classifier,
+        encoded,
+        folder=folder,
+        on_progress=on_progress,
+        score_test=score_test if config.watch_test and "test" in encoded else None,
     )
-    test = None
-    if "test" in encoded:
-        logits = predict_logits(classifier.model, encoded["test"], classifier.tokenizer, precision=resolved.precision)
-        test = score(logits, torch.tensor([row["labels"] for row in encoded["test"]]))
+    test = score_test() if "test" in encoded else None
     _require_finite(outcome.keep_best.best, test)
     checkpoint = save_trained(classifier, card, folder)
     return _record(
@@ -250,23 +268,23 @@ class Outcome:
 def _train(
     config: RunConfig,
     classifier: Classifier,
-    train_rows: list[Features],
-    validation_rows: list[Features],
+    rows: Mapping[str, list[Features]],
     *,
     folder: Path,
     on_progress: OnProgress,
+    score_test: Callable[[], AnyScores] | None,
 ) -> Outcome:
     """Train, and leave the weights of the best epoch in the model."""
-    keep_best = KeepBest(classifier.model)
-    steps_per_epoch = math.ceil(len(train_rows) / config.batch_size)
+    keep_best = KeepBest(classifier.model, score_test)
+    steps_per_epoch = math.ceil(len(rows["train"]) / config.batch_size)
     with tempfile.TemporaryDirectory(dir=folder) as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # third parties' advice on settings that are not the user's
         trainer = Trainer(
             model=classifier.model,
             args=_arguments(config, scratch, max(1, steps_per_epoch // LOSS_POINTS_PER_EPOCH)),
             data_collator=collator(classifier.tokenizer),
-            train_dataset=train_rows,
-            eval_dataset=sorted(validation_rows, key=lambda row: len(row["input_ids"])),
+            train_dataset=rows["train"],
+            eval_dataset=sorted(rows["validation"], key=lambda row: len(row["input_ids"])),
             compute_metrics=keep_best.compute_metrics,
             callbacks=[keep_best, Report(config.data, on_progress, keep_best)],
         )
@@ -336,6 +354,7 @@ def _record(
         collapsed=is_collapsed(test or best.best),
         train_curve=outcome.train_curve,
         validation_curve=best.history,
+        test_curve=best.test_history,
         split=sizes(splits),
         config={**config.to_json(), "base_model": card.base_model, "rows_sha256": rows_sha256(splits)},
     )
