@@ -49,8 +49,8 @@ def table() -> str:
         "`python -m benchmarks.recipe`",
         "",
         "Accuracy of MiniLM after three epochs: mean and standard deviation over seeds; differences are over common",
-        "seeds (how many), with Student's 95 % interval. Validation rows decide; test rows are told beside. The records",
-        "are in results/runs.",
+        "seeds (how many), with Student's 95 % interval. Validation rows decide; test rows are told beside. The",
+        "records are in results/runs.",
     ]
     for title, read in {"Validation": own_score_on_validation, "Test": accuracy_on_test}.items():
         lines += ["", f"## {title} accuracy", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]

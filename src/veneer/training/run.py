@@ -249,7 +249,7 @@ def _limits(config: RunConfig, max_tokens: int, added: int) -> Iterator[str]:
         beside = f" beside {added} trained ones" if added else ""
         yield f"texts are cut to {max_tokens} tokens, not {config.max_tokens}: {config.model} reads no more{beside}"
     if config.precision == "bfloat16" and not has_bfloat16():
-        yield "bfloat16 is many times slower than float32 here, where nothing computes in it; --precision auto avoids it"
+        yield "bfloat16 is many times slower than float32 here, where no unit computes in it; try --precision auto"
 
 
 def _require_finite(*scores: AnyScores | None) -> None:
