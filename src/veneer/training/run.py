@@ -221,26 +221,12 @@ def _train_and_test(
         logits = predict_logits(classifier.model, rows, classifier.tokenizer, precision=resolved.precision)
         return score(logits, torch.tensor([row["labels"] for row in rows]))
 
-    outcome = _train(
-        resolved,
-        classifier,
-        encoded,
-        folder=folder,
-        on_progress=on_progress,
-        score_test=score_test if config.watch_test and "test" in encoded else None,
-    )
+    watch = score_test if config.watch_test and "test" in encoded else None
+    outcome = _train(resolved, classifier, encoded, folder=folder, on_progress=on_progress, score_test=watch)
     test = score_test() if "test" in encoded else None
     _require_finite(outcome.keep_best.best, test)
     checkpoint = save_trained(classifier, card, folder)
-    return _record(
-        resolved,
-        card,
-        counts,
-        outcome=outcome,
-        test=test,
-        checkpoint=checkpoint,
-        splits=splits,
-    )
+    return _record(resolved, card, counts, outcome=outcome, test=test, checkpoint=checkpoint, splits=splits)
 
 
 def _limits(config: RunConfig, max_tokens: int, added: int) -> Iterator[str]:
