@@ -104,6 +104,17 @@ def test_training_raises_no_warning_and_leaves_the_warning_filters_alone(config,
     assert warnings.filters == before
 
 
+def test_watching_the_test_rows_changes_nothing_but_the_record(config, tmp_path):
+    plain = run(config, tmp_path / "plain")
+    watched = run(replace(config, watch_test=True), tmp_path / "watched")
+    assert plain.test_curve == []
+    assert [point["epoch"] for point in watched.test_curve] == [point["epoch"] for point in watched.validation_curve]
+    assert watched.test is not None
+    assert watched.test_curve[watched.best_epoch - 1]["accuracy"] == watched.test.accuracy
+    assert (watched.test, watched.validation_curve) == (plain.test, plain.validation_curve)
+    assert "watch_test" not in plain.config
+
+
 def test_what_is_saved_is_the_best_epoch_and_not_the_last(config, tmp_path):
     """A rate this low changes the loss and not one answer: all epochs are equally good, so the first is kept."""
     validation = write_csv(tmp_path / "validation.csv", make_rows(21, seed=2))

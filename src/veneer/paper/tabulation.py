@@ -134,6 +134,8 @@ def mean_curves(
 ) -> tuple[Curves, ...]:
     """Return one figure of the means along a logarithmic axis, or none where there is no run.
 
+    A span is one standard deviation to either side.
+
     Args:
         name: see `Curves`.
         title: the same.
@@ -143,14 +145,26 @@ def mean_curves(
         read: which figure of a record is averaged.
     """
     lines = {
-        line: tuple((x, number.value) for x, records in runs.items() if (number := mean(records, read)) is not None)
+        line: {x: number for x, records in runs.items() if (number := mean(records, read)) is not None}
         for line, runs in series.items()
     }
-    shown = tuple(Series(name=line, points=points) for line, points in lines.items() if points)
+    shown = tuple(
+        Series(
+            name=line,
+            points=tuple((x, number.value) for x, number in numbers.items()),
+            spans=tuple(_span(number) for number in numbers.values()),
+        )
+        for line, numbers in lines.items()
+        if numbers
+    )
     x_label = f"{x_label} (logarithmic)"
     return (
         (Curves(name=name, title=title, x_label=x_label, y_label=y_label, series=shown, log_x=True),) if shown else ()
     )
+
+
+def _span(number: Number) -> tuple[float, float] | None:
+    return None if number.sd is None else (number.value - number.sd, number.value + number.sd)
 
 
 def average(numbers: Sequence[Number]) -> Number:
