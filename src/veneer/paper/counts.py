@@ -272,7 +272,12 @@ def _verdict(table: str) -> Verdict:
     because = f"{len(rows) - len(others)} of {len(rows)} counts follow from their setting" + (
         f"; not {', '.join(others)}." if others else "."
     )
-    return Verdict(claim=f"The counts of {table}", source=f"{table}, section 5.1", outcome=outcome, because=because)
+    return Verdict(
+        claim=f"Every count of {table} follows from its setting",
+        source=f"{table}, section 5.1",
+        outcome=outcome,
+        because=because,
+    )
 
 
 def _section_4_verdicts() -> tuple[Verdict, ...]:

@@ -238,7 +238,8 @@ def _told(number: Number | None, bar: float) -> str:
     text = f"{points}, 95 % interval {ends} over {number.num_runs} seeds{note}"
     if _too_few(number):
         return f"{text}, too few to decide"
-    return f"{text}, which includes {100 * bar:+.1f}" if number.low <= bar <= number.high else text
+    place = f"{100 * bar:+.1f}" if bar else "0"
+    return f"{text}, which includes {place}" if number.low <= bar <= number.high else text
 
 
 def untested(claim: str, source: str, because: str) -> Verdict:
