@@ -47,15 +47,25 @@ def test_every_model_starts_as_the_plain_one_and_is_timed_as_often():
 
 def test_a_slow_down_is_the_median_of_each_trials_own_ratio():
     times = {PLAIN: [10.0, 100.0, 10.0], "lin": [11.0, 110.0, 30.0]}  # the machine was busy in the second trial
-    assert latency.slow_down(times, "lin") == pytest.approx(0.1)
+    number = latency.slow_down(times, "lin")
+    assert number.value == pytest.approx(10)
+    assert number.low is None  # three trials could lie anywhere
+
+
+@pytest.mark.parametrize(("trials", "left_out"), [(6, 1), (8, 1), (9, 2), (20, 6)])
+def test_the_interval_of_a_slow_down_is_that_of_the_sign_test(trials, left_out):
+    """The k-th smallest and the k-th largest ratio, k as in Conover's table of the binomial with p = 1/2."""
+    shares = [1 + place for place in range(trials)]
+    number = latency.slow_down({PLAIN: [100.0] * trials, "lin": [100.0 + share for share in shares]}, "lin")
+    assert (number.low, number.high) == (pytest.approx(shares[left_out - 1]), pytest.approx(shares[-left_out]))
 
 
 def measured(lin: float, houlsby: float, growth: float) -> dict[str, Any]:
-    """Times of three trials in the paper's settings; `growth` multiplies the slow-down at the smallest batch."""
+    """Times of six trials in the paper's settings; `growth` multiplies the slow-down at the smallest batch."""
     settings = []
     for setting in SETTINGS:
         extra = growth if setting.batch == 1 else 1.0
-        plain = [10.0, 11.0, 12.0]
+        plain = [10.0, 11.0, 12.0, 13.0, 14.0, 15.0]
         times = {
             name: [ms * (1 + share * extra) for ms in plain]
             for name, share in ((PLAIN, 0.0), ("lora", 0.02), ("lin", lin), ("houlsby", houlsby))
@@ -77,6 +87,14 @@ def test_the_verdicts_turn_with_the_times(tmp_path, lin, houlsby, growth, outcom
     sheet = latency.EXHIBIT.sheet(Grid(folder=tmp_path), measured(lin, houlsby, growth))
     assert [verdict.outcome for verdict in sheet.verdicts] == outcomes
     assert len(sheet.tables) == 3
+
+
+def test_where_intervals_overlap_nothing_is_decided(tmp_path):
+    """Either is the faster one in half of the trials."""
+    times = {PLAIN: [12.0, 10.0] * 3, "lora": [11.0] * 6, "lin": [11.0] * 6, "houlsby": [13.0, 9.0, 9.0] * 2}
+    value = {"quick": False, "sweep": [], "settings": [{"batch": b, "tokens": 8, "ms": times} for b in (1, 16)]}
+    outcomes = {verdict.outcome for verdict in latency.EXHIBIT.sheet(Grid(folder=tmp_path), value).verdicts}
+    assert outcomes == {"undecided"}
 
 
 def test_a_quick_measurement_decides_nothing(tmp_path):

@@ -3,9 +3,11 @@
 Medians with quartiles: on a shared machine a mean says more about the neighbours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median, quantiles
 from typing import Any
+
+from scipy.stats import binom  # type: ignore[import-untyped]  # scipy ships no types
 
 from veneer.paper.exhibit import (
     Cell,
@@ -20,7 +22,7 @@ from veneer.paper.exhibit import (
     Verdict,
 )
 from veneer.paper.latency_measurement import PLAIN, measure
-from veneer.paper.tabulation import untested
+from veneer.paper.tabulation import CONFIDENCE, untested
 from veneer.training.grid import Grid
 
 LABELS: Mapping[str, str] = {
@@ -30,6 +32,8 @@ LABELS: Mapping[str, str] = {
     "houlsby": "Adapter^H",
 }
 ADAPTERS = ("lin", "houlsby")
+HOUSES = ("houlsby", "lin")
+"""The slower by the paper, and the other."""
 PAPER: Mapping[tuple[int, int], Mapping[str, str]] = {
     (32, 512): {PLAIN: "1449.4 ± 0.8", "lin": "1482.0 ± 1.0 (+2.2 %)", "houlsby": "1492.2 ± 1.0 (+3.0 %)"},
     (16, 256): {PLAIN: "338.0 ± 0.6", "lin": "354.8 ± 0.5 (+5.0 %)", "houlsby": "366.3 ± 0.5 (+8.4 %)"},
@@ -57,7 +61,7 @@ def _figure_5(sweep: Sequence[Mapping[str, Any]]) -> tuple[Curves, ...]:
     for setting in sweep:
         for name in ADAPTERS:
             line = lines.setdefault(f"{LABELS[name]}, r = {setting[name]}, batch {setting['batch']}", [])
-            line.append((float(setting["tokens"]), 100 * slow_down(setting["ms"], name)))
+            line.append((float(setting["tokens"]), slow_down(setting["ms"], name).value))
     figure = Curves(
         name="latency-figure5",
         title="Figure 5: how much slower adapters make a pass",
@@ -76,9 +80,7 @@ def _table(batch: int, tokens: int, times: Times) -> Table:
         (
             label,
             _time(times[method]) if method in times else None,
-            Number(value=100 * slow_down(times, method), digits=1, signed=True)
-            if method in times and method != PLAIN
-            else None,
+            slow_down(times, method) if method in times and method != PLAIN else None,
             PAPER.get((batch, tokens), {}).get(method),
         )
         for method, label in LABELS.items()
@@ -90,7 +92,7 @@ def _table(batch: int, tokens: int, times: Times) -> Table:
         rows=tuple(rows),
         notes=(
             "Median with quartiles over interleaved trials; slower is the median over trials of the ratio to the plain "
-            "model in the same trial.",
+            "model in the same trial, with its 95 % interval from six trials on.",
         ),
     )
 
@@ -100,9 +102,16 @@ def _time(times: Sequence[float]) -> Number:
     return Number(value=median(times), low=low, high=high, num_runs=len(times), digits=1)
 
 
-def slow_down(times: Times, method: str) -> float:
-    """Return by what share a method is slower than the plain model: the median of the trials' own ratios."""
-    return median(mine / plain for mine, plain in zip(times[method], times[PLAIN], strict=True)) - 1
+def slow_down(times: Times, method: str, than: str = PLAIN) -> Number:
+    """Return by how many per cent a method is slower: the median of the trials' own ratios, with its 95 % interval.
+
+    The interval lies between two of the ratios themselves, so far from either end as fair coins leave it
+    (the sign test; Conover 1999, section 3.2); below six trials there is none.
+    """
+    shares = sorted(100 * (mine / other - 1) for mine, other in zip(times[method], times[than], strict=True))
+    left_out = int(binom.ppf((1 - CONFIDENCE) / 2, len(shares), 0.5))
+    low, high = (shares[left_out - 1], shares[-left_out]) if left_out else (None, None)
+    return Number(value=median(shares), low=low, high=high, num_runs=len(shares), digits=1, signed=True)
 
 
 def _verdicts(settings: Sequence[Mapping[str, Any]], *, quick: bool) -> tuple[Verdict, ...]:
@@ -114,22 +123,40 @@ def _verdicts(settings: Sequence[Mapping[str, Any]], *, quick: bool) -> tuple[Ve
     if quick or not settings:
         because = "Only a quick measurement was made." if quick else "Not measured yet."
         return tuple(untested(claim, source, because) for claim, source in claims)
-    slower = {(setting["batch"], name): slow_down(setting["ms"], name) for setting in settings for name in ADAPTERS}
-    small, large = (pick(setting["batch"] for setting in settings) for pick in (min, max))
-    decided = (
-        all(share > 0 for share in slower.values()),
-        all(slower[small, name] > slower[large, name] for name in ADAPTERS),
-        all(slower[batch, "houlsby"] > slower[batch, "lin"] for batch, name in slower if name == "lin"),
+    by_batch = {setting["batch"]: setting["ms"] for setting in settings}
+    slower = {(batch, name): slow_down(ms, name) for batch, ms in by_batch.items() for name in ADAPTERS}
+    small, large = min(by_batch), max(by_batch)
+    outcomes = (
+        _outcome(slower.values()),
+        _outcome(_less(slower[small, name], slower[large, name]) for name in ADAPTERS),
+        _outcome(slow_down(ms, *HOUSES) for ms in by_batch.values()),
     )
-    because = "; ".join(
-        f"batch {batch}, {LABELS[name]} {100 * share:+.1f} %" for (batch, name), share in slower.items()
-    )
-    outcomes: list[Outcome] = ["held" if good else "not held" for good in decided]
+    because = "; ".join(f"batch {batch}, {LABELS[name]} {_told(number)}" for (batch, name), number in slower.items())
     because = f"Merged LoRA is the plain model; {because}."
     return tuple(
         Verdict(claim=claim, source=source, outcome=outcome, because=because)
         for (claim, source), outcome in zip(claims, outcomes, strict=True)
     )
+
+
+def _less(first: Number, second: Number) -> Number:
+    """Return first - second, as far apart as their intervals allow."""
+    ends = (first.low, first.high, second.low, second.high)
+    low, high = (None, None) if None in ends else (ends[0] - ends[3], ends[1] - ends[2])  # type: ignore[operator]
+    return Number(value=first.value - second.value, low=low, high=high)
+
+
+def _outcome(differences: Iterable[Number]) -> Outcome:
+    """Return whether every interval lies above 0, one below, or neither can be told."""
+    ends = [(number.low, number.high) for number in differences]
+    if all(low is not None and low > 0 for low, _ in ends):
+        return "held"
+    return "not held" if any(high is not None and high < 0 for _, high in ends) else "undecided"
+
+
+def _told(number: Number) -> str:
+    ends = "" if number.low is None else f" [{number.low:+.1f}, {number.high:+.1f}]"
+    return f"{number.value:+.1f} %{ends}"
 
 
 EXHIBIT = Exhibit(
@@ -141,7 +168,7 @@ EXHIBIT = Exhibit(
     measure=measure,
     scaled_down=(
         "Machine: whatever this runs on, in bfloat16 where it has that; 100 trials or as many as five minutes hold, "
-        "but three at least; random weights and no output layer.",
+        "but six at least; random weights and no output layer.",
         "Figure 5: two batches, three lengths and two bottlenecks, nine trials each.",
         "Bottlenecks: the widths that give the printed parameters; the paper does not state them.",
     ),

@@ -24,7 +24,7 @@ from veneer.training.config import resolve_precision
 from veneer.training.machine import describe_machine, describe_versions
 
 QUERY_VALUE = ("query", "value")
-TRIALS, FEWEST_TRIALS, QUICK_TRIALS = 100, 3, 2
+TRIALS, FEWEST_TRIALS, QUICK_TRIALS = 100, 6, 2
 SECONDS = 300.0
 """A setting is given no further trial after this time, once it has the fewest: a pass may take minutes on a CPU."""
 PLAIN = "plain"

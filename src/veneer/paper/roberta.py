@@ -90,9 +90,10 @@ def contents(grid: Grid, measurement: Measurement | None) -> Contents:
         ),
     )  # fmt: skip
     differences = {
-        task: mean_difference([best_on_dev(record) - printed(task) for record in of]) if of else None
+        task: mean_difference([best_on_dev(record) - printed(task) for record in good]) if good else None
         for task, of in records.items()
         if task not in FROM_MNLI
+        for good in [[record for record in of if not record.collapsed]]
     }
     verdict = judge(
         claim="RoBERTa base with LoRA scores 95.1 on SST-2 and 63.4 on CoLA, or better, in its best epoch on dev",
