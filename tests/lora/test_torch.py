@@ -106,7 +106,9 @@ def test_gradient_checkpointing_trains_the_adapter_without_extra_calls(settings,
     hidden = torch.tanh(net.conv(hidden.transpose(1, 2)).transpose(1, 2))
     net.out(hidden).square().sum().backward()
     assert gradients(net).keys() == expected.keys()
-    assert all(torch.allclose(gradients(net)[name], g, atol=1e-6) for name, g in expected.items())
+    for name, gradient in expected.items():
+        rounding = 1e-5 * float(gradient.abs().max())  # of sums of terms of either sign
+        torch.testing.assert_close(gradients(net)[name], gradient, rtol=1e-5, atol=rounding)
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
