@@ -13,7 +13,7 @@ from veneer.data.rotten_tomatoes import side_of
 from veneer.data.sources import DATASETS, MODELS, DataRequest, find_model, load_splits
 from veneer.data.wheels import cache_folder, fetch_members
 from veneer.paper.forgetting_measurement import embeddings
-from veneer.training.config import RunConfig
+from veneer.training.config import RunConfig, resolve_precision
 from veneer.training.encoding import encode, predict_logits
 from veneer.training.models import load_classifier
 from veneer.training.recipe import narrow_frozen
@@ -155,7 +155,7 @@ def test_logits_do_not_depend_on_the_order_of_rows(source):
 def test_narrowing_moves_no_sentence_embedding_and_likeness_is_what_it_was_trained_for(source):
     sentences = [*SENTENCES, "An unassuming delight.", "Noisy, tedious and overlong."]
     plain, narrowed = classifier(source), classifier(source)
-    narrow_frozen(narrowed.model.requires_grad_(False), "bfloat16")
+    narrow_frozen(narrowed.model.requires_grad_(False), resolve_precision("auto"))
     rows = embeddings(plain, sentences)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(sentences)))
     torch.testing.assert_close(embeddings(narrowed, sentences), rows, atol=1e-2, rtol=0)

@@ -75,7 +75,7 @@ def test_settings_survive_json():
     assert RunConfig(**json.loads(json.dumps(config.to_json()))) == config
     config = replace(GOOD, method="lora-prefix-layer", weights=("output", "key"), sizes=(("prefix_tokens", 3),))
     assert RunConfig(**json.loads(json.dumps(config.to_json()))) == config
-    config = replace(config, task="regression")
+    config = replace(config, task="regression", watch_test=True)
     assert RunConfig(**json.loads(json.dumps(config.to_json()))) == config
     assert set(config.to_json()) == {field.name for field in fields(RunConfig)} - {"glue"}
 
