@@ -57,12 +57,9 @@ def paper_block() -> str:
     sheets = all_sheets(grid.folder, PAPER)
     experiments = [sheet for sheet in sheets if sheet.exhibit != COUNTS]
     counts = Counter(verdict.outcome for sheet in experiments for verdict in sheet.verdicts)
-    behind = {
-        grid.places(config)[0]
-        for exhibit in EXHIBITS.values()
-        for config in (*exhibit.sweep(grid), *exhibit.runs(grid))
-        if grid.find(config) is not None
-    }
+    behind = grid.done(
+        [config for exhibit in EXHIBITS.values() for config in (*exhibit.sweep(grid), *exhibit.runs(grid))]
+    )
     parts = [
         f"[Every table, figure and verdict](results/paper/index.html), from {len(behind)} training runs. Of "
         f"{counts.total()} claims: {', '.join(f'{number} {outcome}' for outcome, number in counts.most_common())}."

@@ -235,8 +235,7 @@ def _in_words(grid: Grid, config: RunConfig) -> str:
 
 def _precisions(grid: Grid, runs: Sequence[RunConfig]) -> tuple[str, ...]:
     """Return how many of the runs were done in which precision, where it is not one for all."""
-    done = {grid.places(config)[0]: record for config in runs if (record := grid.find(config)) is not None}
-    counted = Counter(record.config["precision"] for record in done.values())
+    counted = Counter(record.config["precision"] for record in grid.done(runs))
     if len(counted) < 2:
         return ()
     told = ", ".join(f"{count} in {precision}" for precision, count in sorted(counted.items()))

@@ -80,6 +80,11 @@ class Grid:
         done = next((place for place in self.places(config) if (place / RESULTS_FILE).is_file()), None)
         return None if done is None else _record(done, (done / RESULTS_FILE).stat().st_mtime_ns)
 
+    def done(self, configs: Sequence[RunConfig]) -> list[RunRecord]:
+        """Return the records of those of `configs` that have been done, in order, each run once."""
+        once = {self.places(config)[0]: config for config in configs}
+        return [record for config in once.values() if (record := self.find(config)) is not None]
+
     def missing(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
         """Return those of `configs` that have not been done, in order; of several that define one run, the first."""
         places: dict[Path, RunConfig] = {}
