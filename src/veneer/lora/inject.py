@@ -31,7 +31,7 @@ from veneer.lora.layers import (
 )
 from veneer.lora.plan import Plan
 from veneer.lora.targets import ADAPTATION, plan
-from veneer.lora.walk import named_modules, named_parameters
+from veneer.lora.walk import named_modules, named_parameters, parameters_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,10 +96,11 @@ def adapt(
 
 def install(model: nn.Module, the_plan: Plan, modules: Mapping[str, AdaptedLayer | AdaptedParameters]) -> None:
     """Put built modules into their places, freeze the rest, and leave the record of it all on `model`."""
-    norms = _frozen_norms(model, the_plan)
+    all_modules = named_modules(model)
+    norms = _frozen_norms(all_modules, the_plan)
     counters = [f"{name}.num_batches_tracked" for name, norm in norms.items() if norm.num_batches_tracked is not None]
     own = own_tensors(model, [*trained_names(the_plan, model), *counters])
-    parameters = named_parameters(model)
+    parameters = parameters_of(all_modules)
     record = Adaptation(
         plan=the_plan,
         was_trainable={name: parameter.requires_grad for name, parameter in parameters.items()},
@@ -114,7 +115,7 @@ def install(model: nn.Module, the_plan: Plan, modules: Mapping[str, AdaptedLayer
         model.get_parameter(name).requires_grad_(True)
     for norm in norms.values():
         norm.momentum = 0.0
-    _replace(model, {module.base: module for module in modules.values()})
+    _replace(all_modules.values(), {module.base: module for module in modules.values()})
     setattr(model, ADAPTATION, record)
 
 
@@ -125,7 +126,7 @@ def remove(model: nn.Module) -> None:
         AdapterStateError: the model is not adapted.
     """
     root, record = adapted_root(model)
-    _replace(root, {module: module.base for module in adapted_modules(root).values()})
+    _replace(named_modules(root).values(), {module: module.base for module in adapted_modules(root).values()})
     with torch.no_grad():
         for name, tensor in own_tensors(root, record.originals).items():
             tensor.copy_(record.originals[name])
@@ -166,7 +167,7 @@ def merge(model: nn.Module, *, quantized: Callable[[nn.Linear], nn.Module] | Non
         successors[adapted[name]], errors[name] = _requantized(slot, quantized)
     for name, weight in weights.items():
         slots[name].base._parameters[slots[name].kind.weight_name] = weight
-    _replace(root, successors)
+    _replace(named_modules(root).values(), successors)
     _finish(root, record)
     return errors
 
@@ -299,12 +300,12 @@ def exchange(root: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
     return earlier
 
 
-def _frozen_norms(model: nn.Module, the_plan: Plan) -> dict[str, _NormBase]:
+def _frozen_norms(modules: Mapping[str, nn.Module], the_plan: Plan) -> dict[str, _NormBase]:
     """Return the norms whose running statistics would move in training although they are frozen."""
     trained = the_plan.trained_modules
     return {
         name: module
-        for name, module in named_modules(model).items()
+        for name, module in modules.items()
         if isinstance(module, _NormBase) and module.running_mean is not None
         if not any(name == outer or name.startswith(outer + ".") for outer in trained)
     }
@@ -316,21 +317,21 @@ def _suspended(root: nn.Module, record: Adaptation) -> Iterator[None]:
     modules = list(adapted_modules(root).values())
     setattr(root, ADAPTATION, Suspended())
     try:
-        _replace(root, {module: module.base for module in modules})
+        _replace(named_modules(root).values(), {module: module.base for module in modules})
         yield
     finally:
-        _replace(root, {module.base: module for module in modules})
+        _replace(named_modules(root).values(), {module.base: module for module in modules})
         setattr(root, ADAPTATION, record)
         for module in modules:
             module.train(module.base.training)  # the block may have called train() or eval()
 
 
-def _replace(root: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> None:
-    """Put each module's successor in its place, under every name that it is registered under."""
-    for parent in named_modules(root).values():
-        for name, child in list(parent._modules.items()):
+def _replace(parents: Iterable[nn.Module], successors: Mapping[nn.Module, nn.Module]) -> None:
+    """Put each child's successor in its place, under every name that it is registered under."""
+    for parent in parents:
+        for name, child in parent._modules.items():
             if child is not None and child in successors:
-                setattr(parent, name, successors[child])
+                parent._modules[name] = successors[child]
 
 
 def _merged_weights(root: nn.Module, slots: Mapping[str, Slot]) -> dict[str, nn.Parameter]:

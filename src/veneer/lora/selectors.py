@@ -31,6 +31,7 @@ class Selector:
         self.is_regex = isinstance(terms, str)
         self._regex = re.compile(terms) if isinstance(terms, str) else None
         self._names = frozenset(self.terms)
+        self._longest = max(map(len, self.terms), default=0)
         self._whole = self._names.intersection(whole)
 
     def __call__(self, name: str) -> bool:
@@ -41,7 +42,7 @@ class Selector:
         """Return the term that selects `name`, the longest where several do, or None."""
         if self._regex is not None:
             return self.terms[0] if self._regex.fullmatch(name) else None
-        for end in name_ends(name) if self._names else ():
+        for end in name_ends(name, self._longest) if self._names else ():
             if end in self._names and (end == name or end not in self._whole):
                 return end
         return None
@@ -105,13 +106,12 @@ def exact_terms(chosen: Sequence[str], names: Sequence[str]) -> str | tuple[str,
     return "|".join(map(re.escape, chosen))
 
 
-def name_ends(name: str) -> Iterator[str]:
-    """Yield a full name and what is left of it after each `.`, the longest first."""
-    yield name
-    start = name.find(".") + 1
-    while start:
+def name_ends(name: str, longest: int | None = None) -> Iterator[str]:
+    """Yield a full name and what is left of it after each `.`, the longest first; those above `longest` may be missing."""
+    start = 0 if longest is None or len(name) <= longest else name.find(".", len(name) - longest - 1) + 1
+    yield name[start:]
+    while start := name.find(".", start) + 1:
         yield name[start:]
-        start = name.find(".", start) + 1
 
 
 class Inside:

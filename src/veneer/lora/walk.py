@@ -4,6 +4,8 @@ The same as `nn.Module.named_modules` and `named_parameters` give, without a gen
 verbs look at the whole model several times, and that is a good part of what they take.
 """
 
+from collections.abc import Mapping
+
 from torch import nn
 
 
@@ -26,9 +28,14 @@ def named_modules(root: nn.Module) -> dict[str, nn.Module]:
 
 def named_parameters(root: nn.Module) -> dict[str, nn.Parameter]:
     """Return every parameter once, by the first of its names, in the order of `root.named_parameters()`."""
+    return parameters_of(named_modules(root))
+
+
+def parameters_of(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Return every parameter of `named_modules(root)` once, by the first of its names."""
     found: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
-    for name, module in named_modules(root).items():
+    for name, module in modules.items():
         for leaf, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
