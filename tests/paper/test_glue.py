@@ -6,7 +6,7 @@ import pytest
 
 from tests.paper.kept import keep_all, keep_sweeps
 from veneer.data.glue import TASKS
-from veneer.paper import glue, roberta, table2
+from veneer.paper import data, glue, roberta, table2
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
@@ -51,7 +51,7 @@ def test_the_tables_own_score_is_what_the_verdicts_turn_with(grid):
 
 def test_of_sst2_a_sample_is_trained_on_but_not_at_the_papers_scale(grid):
     keep_sweeps(grid, glue.EXHIBIT, accuracy)
-    assert {run.max_train_rows for run in glue.runs(grid) if run.data == "glue/sst2"} == {10_000}
+    assert {run.max_train_rows for run in glue.runs(grid) if run.data == "glue/sst2"} == {100, 1000, 10_000}
     assert {run.max_train_rows for run in [*glue.runs(grid), *roberta.runs(grid)] if run.data != "glue/sst2"} == {None}
     assert {run.max_train_rows for run in roberta.runs(grid)} == {None}
 
@@ -60,8 +60,21 @@ def test_the_seeds_and_methods_are_those_of_table_2(grid):
     keep_sweeps(grid, glue.EXHIBIT, accuracy)
     runs = glue.runs(grid)
     for task in TASKS:
-        mine = [(run.method, run.seed) for run in runs if run.data == task and run.model == "minilm"]
+        whole = [run for run in runs if run.data == task and run.max_train_rows not in data.SIZES.keys() - {None}]
+        mine = [(run.method, run.seed) for run in whole if run.model == "minilm"]
         assert sorted(mine) == sorted((method, seed) for method, of in table2.ENTRIES.items() for seed in of.seeds)
+
+
+def test_few_rows_of_sst2_decide_beside_trec_and_10_000_alone(grid):
+    lora_is_better = {"lora-qv": 0.05, "full": 0.0}
+    keep_all(grid, glue.EXHIBIT, lambda run: 0.8 + lora_is_better.get(run.method, 0) + 1e-3 * run.seed * (run.r % 7))
+    sheet = data.EXHIBIT.sheet(grid)
+    (table,) = (table for table in sheet.tables if table.name == "data-table16-sst2")
+    assert [row[0] for row in table.rows] == ["Full fine-tuning", "LoRA, query + value"]
+    hundred, thousand, *_, ten_thousand, _ = sheet.verdicts
+    assert [verdict.outcome for verdict in (hundred, thousand, ten_thousand)] == ["held"] * 3
+    assert "glue/sst2, 100 rows: +5.0 points" in hundred.because
+    assert ten_thousand.because.startswith("glue/sst2, 10,000 rows: +5.0 points")
 
 
 def test_where_glues_files_lie_is_no_part_of_a_run(grid):

@@ -107,7 +107,7 @@ def exact_terms(chosen: Sequence[str], names: Sequence[str]) -> str | tuple[str,
 
 
 def name_ends(name: str, longest: int | None = None) -> Iterator[str]:
-    """Yield a full name and what is left of it after each `.`, the longest first; those above `longest` may be missing."""
+    """Yield a name and what is left of it after each `.`, the longest first; any above `longest` may be missing."""
     start = 0 if longest is None or len(name) <= longest else name.find(".", len(name) - longest - 1) + 1
     yield name[start:]
     while start := name.find(".", start) + 1:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from veneer.data.glue import TASKS
 from veneer.data.metrics import METRICS
+from veneer.paper import data
 from veneer.paper.exhibit import Contents, Exhibit, Measurement, Table
 from veneer.paper.protocol import MODEL, SCALED_DOWN, by_seed
 from veneer.paper.rates import sweep_of, tuned_runs
@@ -34,9 +35,9 @@ def runs_of(grid: Grid, task: str, method: str, model: Mapping[str, str]) -> lis
 
 
 def runs(grid: Grid) -> list[RunConfig]:
-    """Return every run, one seed of everything first."""
+    """Return every run, and those that `data` needs of SST-2's, one seed of everything first."""
     parts = [(task, method, model) for task, model in _parts() for method in ENTRIES]
-    return by_seed([config for part in parts for config in runs_of(grid, *part)])
+    return by_seed([*(config for part in parts for config in runs_of(grid, *part)), *data.runs(grid, data.LARGE_TASK)])
 
 
 def contents(grid: Grid, measurement: Measurement | None) -> Contents:
