@@ -15,7 +15,7 @@ from tests.report.test_paper_tables import SHEET, TABLE
 from veneer.paper.exhibit import Curves, HeatMaps, Panel, Scatter, Series
 from veneer.paper.table_of_contents import EXHIBITS
 from veneer.report.paper_cells import MARKS, WAITING
-from veneer.report.paper_figures import caption_of, figure_svg
+from veneer.report.paper_figures import caption_of, drawings_of, figure_svg
 from veneer.report.paper_files import write_paper
 from veneer.report.paper_looks import looks_of
 from veneer.report.paper_page import outcome_in_words, render_paper
@@ -36,6 +36,10 @@ SCATTER = Scatter(name="scatter", title="Scatter", x_label="x", y_label="y", ser
 
 def drawn(figure):
     return figure_svg(figure, looks_of([figure]))
+
+
+def page_of(sheets):
+    return render_paper(sheets, drawings_of(sheets))
 
 
 def numbers_of(svg):
@@ -68,7 +72,7 @@ class Tags(HTMLParser):
 
 
 def test_the_page_is_well_formed_and_needs_nothing_else():
-    page = render_paper([replace(SHEET, figures=(HEAT, CURVES, SCATTER)), replace(SHEET, exhibit="second")])
+    page = page_of([replace(SHEET, figures=(HEAT, CURVES, SCATTER)), replace(SHEET, exhibit="second")])
     tags = Tags()
     tags.feed(page)
     assert tags.open == []
@@ -81,7 +85,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else():
 
 
 def test_the_contents_tell_what_became_of_each_claim():
-    page = render_paper([SHEET])
+    page = page_of([SHEET])
     contents = page[: page.index("<main>")]
     for verdict in SHEET.verdicts:
         assert verdict.claim in contents
@@ -146,7 +150,7 @@ def test_a_name_looks_the_same_in_every_figure_and_unlike_those_beside_it():
 
 def test_the_page_draws_a_name_in_one_colour():
     other = replace(CURVES, name="other", series=(replace(SERIES[0], name="first"), SERIES[2]))
-    page = render_paper([replace(SHEET, figures=(CURVES, other))])
+    page = page_of([replace(SHEET, figures=(CURVES, other))])
     colours = defaultdict(list)
     for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         for hue, count in ((hue, svg.count(f"var({hue},")) for hue in set(re.findall(r"--colour-\d", svg))):
@@ -205,7 +209,7 @@ def test_a_heat_map_may_have_a_scale_of_its_own_and_its_bar_tells_it():
 
 
 def test_what_an_outcome_means_is_said_and_each_has_a_mark_of_its_own():
-    page = render_paper([SHEET])
+    page = page_of([SHEET])
     meanings = page[: page.index('<ul class="contents">')]
     assert set(MARKS) == set(SHEET.counts)
     assert len(set(MARKS.values())) == len(MARKS)
@@ -216,9 +220,9 @@ def test_what_an_outcome_means_is_said_and_each_has_a_mark_of_its_own():
 
 def test_a_table_that_waits_for_our_numbers_is_folded():
     waiting = replace(TABLE, rows=(("a", 3, None, None), ("b", 4, None, None)))
-    page = render_paper([replace(SHEET, tables=(waiting,))])
+    page = page_of([replace(SHEET, tables=(waiting,))])
     assert page.index("<details>") < page.index(WAITING) < page.index('<td class="start">a</td>')
-    assert WAITING not in render_paper([SHEET])
+    assert WAITING not in page_of([SHEET])
 
 
 @pytest.mark.parametrize("figure", [CURVES, SCATTER], ids=lambda figure: figure.name)

@@ -6,19 +6,28 @@ pages. Lines and points are named right of the axes, in the order of their heigh
 joined to its name, a cloud of points has its mark before it.
 """
 
+from collections.abc import Mapping, Sequence
+
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from veneer.paper.exhibit import Figure, HeatMaps, Panel
+from veneer.paper.exhibit import Figure, HeatMaps, Panel, Sheet
 from veneer.report.drawing import INK, PALETTE, drawing_style, new_figure, to_svg
 from veneer.report.formatting import plain
-from veneer.report.paper_looks import Looks
+from veneer.report.paper_looks import Looks, looks_of
 from veneer.report.paper_plots import plot_svg, reading_note
 
 _MOST_A_ROW = 7
 _PANEL, _GAP_X, _GAP_Y = 112.0, 18.0, 34.0
 """Side of a heat map and the room between two, in units of the SVG."""
+
+
+def drawings_of(sheets: Sequence[Sheet]) -> Mapping[str, str]:
+    """Return the SVG of each figure by its name; a name that several share looks the same in all."""
+    figures = [figure for sheet in sheets for figure in sheet.figures]
+    looks = looks_of(figures)
+    return {figure.name: figure_svg(figure, looks) for figure in figures}
 
 
 def figure_svg(figure: Figure, looks: Looks) -> str:

@@ -13,8 +13,7 @@ from veneer.files import write_text
 from veneer.paper.exhibit import Sheet
 from veneer.report.drawing import as_file
 from veneer.report.paper_csv import table_as_csv
-from veneer.report.paper_figures import figure_svg
-from veneer.report.paper_looks import looks_of
+from veneer.report.paper_figures import drawings_of
 from veneer.report.paper_markdown import sheet_as_markdown
 from veneer.report.paper_page import render_paper
 
@@ -27,13 +26,13 @@ def write_paper(sheets: Sequence[Sheet], folder: Path) -> Path:
     """Write all sheets below `folder`, each file whole, and return the page's path; other files there stay."""
     for name in (TABLES_FOLDER, FIGURES_FOLDER):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    looks = looks_of([figure for sheet in sheets for figure in sheet.figures])
+    drawings = drawings_of(sheets)
     for sheet in sheets:
         write_text(folder / f"{sheet.exhibit}.md", sheet_as_markdown(sheet, FIGURES_FOLDER))
         for table in sheet.tables:
             write_text(folder / TABLES_FOLDER / f"{table.name}.csv", table_as_csv(table))
         for figure in sheet.figures:
-            write_text(folder / FIGURES_FOLDER / f"{figure.name}.svg", as_file(figure_svg(figure, looks)))
+            write_text(folder / FIGURES_FOLDER / f"{figure.name}.svg", as_file(drawings[figure.name]))
     page = folder / PAGE_FILE
-    write_text(page, render_paper(sheets))
+    write_text(page, render_paper(sheets, drawings))
     return page

@@ -4,7 +4,7 @@ The page opens with the claims and what became of each; every exhibit follows wi
 down and what is missing. `paper_page.html.j2` beside it says where things stand, and escapes all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -14,8 +14,7 @@ from markupsafe import Markup
 from veneer.paper.exhibit import Sheet, Table
 from veneer.report.formatting import listed
 from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, is_numeric, is_waiting
-from veneer.report.paper_figures import caption_of, figure_svg
-from veneer.report.paper_looks import Looks, looks_of
+from veneer.report.paper_figures import caption_of
 
 _DARK_PALETTE = ("#4aa8e8", "#ff8a3d", "#2fc99a", "#e79ac4", "#8fd0f5", "#ffc04d", "#b0b0b0", "#a294ee")
 """The figures' colours on a dark page, in the order of `drawing.PALETTE`: the same hues, lighter."""
@@ -62,21 +61,25 @@ class Section:
     """How many claims held and so on, in words."""
 
 
-def render_paper(sheets: Sequence[Sheet]) -> str:
-    """Return the sheets as one self-contained HTML page."""
+def render_paper(sheets: Sequence[Sheet], drawings: Mapping[str, str]) -> str:
+    """Return the sheets as one self-contained HTML page.
+
+    Args:
+        sheets: what stands on it, in order.
+        drawings: name of each figure -> its SVG, see `drawings_of`.
+    """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("veneer.report").joinpath("paper_page.html.j2").read_text("utf-8"))
-    looks = looks_of([figure for sheet in sheets for figure in sheet.figures])
-    return template.render(sections=[_section(sheet, looks) for sheet in sheets], marks=MARKS, palette=_DARK_PALETTE)
+    return template.render(sections=[_section(sheet, drawings) for sheet in sheets], marks=MARKS, palette=_DARK_PALETTE)
 
 
-def _section(sheet: Sheet, looks: Looks) -> Section:
+def _section(sheet: Sheet, drawings: Mapping[str, str]) -> Section:
     return Section(
         sheet=sheet,
         tables=[_shown(table) for table in sheet.tables],
         # Markup: each SVG is serialised from a tree, which escapes the names inside it.
         figures=[
-            ShownFigure(title=figure.title, caption=caption_of(figure), svg=Markup(figure_svg(figure, looks)))
+            ShownFigure(title=figure.title, caption=caption_of(figure), svg=Markup(drawings[figure.name]))
             for figure in sheet.figures
         ],
         outcome=outcome_in_words(sheet),

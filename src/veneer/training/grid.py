@@ -48,10 +48,16 @@ def results_of(config: RunConfig, watcher: Watcher, *, threads: int) -> Results:
         return read_results(folder)
 
 
-@cache
 def _name(config: RunConfig) -> str:
     digest = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode()).hexdigest()[:10]
     return f"{Path(config.data).stem}-{config.method}-seed{config.seed}-{digest}"
+
+
+@cache
+def _names(config: RunConfig) -> tuple[str, ...]:
+    """Return what the run that `config` defines is called, in each precision that it may have been done in."""
+    precisions = COMPUTED if config.precision == "auto" else (config.precision,)
+    return tuple(_name(replace(config, precision=precision).resolved()) for precision in precisions)
 
 
 @cache
@@ -72,8 +78,7 @@ class Grid:
 
     def places(self, config: RunConfig) -> list[Path]:
         """Return the folders in which the run that `config` defines may lie, the same on every machine."""
-        precisions = COMPUTED if config.precision == "auto" else (config.precision,)
-        return [self.place(replace(config, precision=precision)) for precision in precisions]
+        return [self.folder / name for name in _names(config)]
 
     def find(self, config: RunConfig) -> RunRecord | None:
         """Return the record of the run that `config` defines, or None where it has not been done."""
