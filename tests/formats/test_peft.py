@@ -20,9 +20,10 @@ from transformers.pytorch_utils import Conv1D
 import veneer
 from veneer import LoraConfig
 from veneer.errors import AdapterFormatError, AdapterMismatchError, AdapterStateError, ConfigError, OutputExistsError
-from veneer.formats.peft import CONFIG_FILE, TENSOR_FILE, read_peft, write_peft
+from veneer.formats.peft import CONFIG_FILE, TENSOR_FILE, read_peft
 from veneer.formats.peft_keys import KEY_PREFIX
 from veneer.formats.peft_settings import INERT, NEUTRAL, TAKEN
+from veneer.formats.peft_writing import write_peft
 from veneer.lora.layers import adapted_slots
 from veneer.lora.state import AdapterState, LowRank, TokenRows, config_for, fitted
 

@@ -259,10 +259,15 @@ def test_the_verbs_work_from_outside_a_wrapper(model, ids):
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_modules_that_read_the_weight_themselves_get_the_adapted_weight(mode):
+@pytest.mark.parametrize(
+    "chosen",
+    [{"targets": ["out_proj", "linear1", "linear2"]}, {"targets": [], "parameters": ["in_proj_weight"]}],
+    ids=str,
+)
+def test_modules_that_read_the_weight_themselves_get_the_adapted_weight(mode, chosen):
     torch.manual_seed(0)
     net = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
-    veneer.adapt(net, LoraConfig(r=3, targets=["out_proj", "linear1", "linear2"]))
+    veneer.adapt(net, LoraConfig(r=3, **chosen))
     filled(net).train(mode == "train")
     x = torch.randn(2, 5, 8)
     with torch.no_grad():  # in eval mode this takes the fused path, which never calls the layers

@@ -204,7 +204,7 @@ def test_parameters_of_one_module_are_adapted_together_and_its_layers_besides():
 def test_parameters_that_cannot_be_adapted_are_refused():
     net = nn.ModuleDict({"experts": Experts()})
     for settings, reason in (
-        ({"parameters": ["upp"]}, "'upp' matches no parameter"),
+        ({"parameters": ["upp"]}, "'upp' matches no floating-point parameter"),
         ({"parameters": ["up"], "variant": "dora"}, "parameter of its own"),
         ({"parameters": ["up"], "init": "pissa"}, "use init='kaiming'"),
     ):

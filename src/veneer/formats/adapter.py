@@ -7,7 +7,7 @@ from torch import nn
 
 from veneer.errors import AdapterFormatError
 from veneer.formats.convert import FORMATS, read_any, sniff
-from veneer.formats.peft import write_peft
+from veneer.formats.peft_writing import write_peft
 from veneer.lora.plan import Plan
 from veneer.lora.state import AdapterState, require_states
 from veneer.lora.transfer import load_fresh, state

@@ -24,8 +24,9 @@ from veneer.formats.diffusers import COMPONENTS, Component, read_diffusers
 from veneer.formats.diffusers import PARTS as DIFFUSERS_PARTS
 from veneer.formats.kohya import PREFIXES, read_kohya
 from veneer.formats.loralib import Fused, read_loralib
-from veneer.formats.peft import CONFIG_FILE, TENSOR_FILE, read_peft, state_from, write_peft
+from veneer.formats.peft import CONFIG_FILE, TENSOR_FILE, read_peft, state_from
 from veneer.formats.peft_settings import read_settings
+from veneer.formats.peft_writing import write_peft
 from veneer.formats.pickles import READERS, read_weights
 from veneer.formats.vllm import write_vllm
 from veneer.lora.state import AdapterState

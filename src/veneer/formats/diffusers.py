@@ -17,7 +17,6 @@ Source: huggingface/diffusers, utils/state_dict_utils.py and loaders/lora_base.p
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +27,11 @@ from torch import Tensor
 from veneer.errors import AdapterFormatError, ConfigError, gathered
 from veneer.formats.kohya import alpha_of, factor_of, scaled_pairs
 from veneer.formats.loralib import Pairs
+from veneer.formats.peft_settings import setting_problems
 from veneer.formats.pickles import read_weights
 from veneer.formats.tensors import distinct
 from veneer.lora.config import LoraConfig
+from veneer.lora.selectors import PLAIN_KEY
 from veneer.lora.state import AdapterState, LowRank, config_for
 
 Component = Literal["unet", "transformer", "text_encoder", "text_encoder_2"]
@@ -51,9 +52,6 @@ OLD_NAMES: Mapping[str, str] = {"to_out": "to_out.0"}
 OLD_TEXT_NAMES: Mapping[str, str] = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 """The module that an old projection's name stands for, in a denoiser and in a text encoder."""
 METADATA_KEY = "lora_adapter_metadata"
-REFUSED_SETTINGS = ("use_dora", "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "layer_replication")
-"""PEFT settings in the metadata that change what is computed and leave the tensors' names alone."""
-_PLAIN_KEY = re.compile(r"(?:\w|\\?[.\-])+")
 
 
 def read_diffusers(
@@ -145,10 +143,10 @@ def _settings(metadata: Mapping[str, str], component: str, problems: list[str]) 
     if any(key.partition(".")[0] in COMPONENTS for key in content):
         start = f"{component}."
         content = {key.removeprefix(start): value for key, value in content.items() if key.startswith(start)}
-    problems += [
-        f"{key}={content[key]!r} in the metadata is not supported" for key in REFUSED_SETTINGS if content.get(key)
-    ]
-    return content
+    found = [] if not content else setting_problems(content)
+    found += ["use_dora=True is not supported"] if content.get("use_dora") is True else []
+    problems += [f"{line} (in the metadata)" for line in found]
+    return {} if found else content
 
 
 def _config(
@@ -159,7 +157,7 @@ def _config(
         return config_for(updates, {name: factor_of(alphas.get(name, 0.0), u.rank) for name, u in updates.items()})
     patterns = {key: settings.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
     keys = [key for pattern in patterns.values() if isinstance(pattern, dict) for key in pattern]
-    if strange := [key for key in keys if not _PLAIN_KEY.fullmatch(key)]:  # of unknown cost to match
+    if strange := [key for key in keys if not PLAIN_KEY.fullmatch(key)]:  # of unknown cost to match
         problems.append(f"patterns in the metadata must be plain names; {', '.join(strange):.200} is not")
         return LoraConfig()
     try:

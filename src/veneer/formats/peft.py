@@ -1,4 +1,4 @@
-"""PEFT's adapter folder, read and written.
+"""PEFT's adapter folder, read; `peft_writing.py` writes it.
 
     <folder>/adapter_config.json        the settings; see `peft_settings.py`
     <folder>/adapter_model.safetensors  A and B of each layer; see `peft_keys.py` and `peft_layers.py`; and
@@ -9,16 +9,13 @@
 
 Reading is strict: every tensor is understood or the folder is refused, and so is every setting that would change the
 maths and is not supported. The tensors decide what is adapted, the settings its ranks and scalings. Nothing is
-unpickled: `adapter_model.bin` is not read. What PEFT cannot hold is refused in writing.
-
-Written are two notes more, as metadata of the tensor file, that PEFT passes over: what the base was, and which slices
-of fused projections are adapted; to PEFT such a projection is one layer of the slices' ranks together.
+unpickled: `adapter_model.bin` is not read.
 
 Source: the files peft 0.21.2 writes.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,25 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veneer.errors import AdapterFormatError, ConfigError, OutputExistsError, gathered
-from veneer.files import write_text
-from veneer.formats.notes import notes_of, read_notes
+from veneer.errors import AdapterFormatError, ConfigError, gathered
+from veneer.formats.notes import read_notes
 from veneer.formats.peft_keys import (
-    IN_PROJ,
-    KEY_PREFIX,
-    OUT_PROJ,
-    TOKEN_ROWS,
     WRAPPED,
     Layer,
-    injection_order,
     named_layers,
     plain,
     sorted_tensors,
-    wrapped,
 )
-from veneer.formats.peft_layers import from_peft, one_slice, paired, slices_of, to_peft
-from veneer.formats.peft_settings import AUTOMATIC_HEADS, declared_config, read_settings, settings_text
-from veneer.formats.tensors import DIGEST, read_tensors, write_tensors
+from veneer.formats.peft_layers import from_peft, one_slice, slices_of
+from veneer.formats.peft_settings import AUTOMATIC_HEADS, declared_config, read_settings
+from veneer.formats.tensors import DIGEST, read_tensors
 from veneer.lora.config import LoraConfig
 from veneer.lora.selectors import Selector
 from veneer.lora.state import AdapterState, LowRank, TokenRows, fitted
@@ -56,6 +46,8 @@ EMBEDDINGS = frozenset({"embed_in", "embed_out", "embed_tokens", "lm_head", "sha
 """Names of embeddings, whose weight PEFT copies into the file where their size was changed."""
 STACKS_SINCE = (0, 19)
 """The release of PEFT since which stacked experts are read as (experts, out, in)."""
+Home = Callable[[str], str | None]
+"""Name of a tensor -> the module trained whole that it belongs to."""
 
 
 def read_peft(folder: Path) -> AdapterState:
@@ -99,8 +91,9 @@ def state_from(
     if any(update.kind == "parameter" and update.A.ndim == 3 for update in updates.values()):
         problems += _release_problems(settings.get("peft_version") or "none")
     rows = _token_rows(found.rows, settings.get("trainable_token_indices") or {}, problems)
-    trained, copies = _others(found.others, settings, updates, problems)
-    modules = _trained_modules(settings, trained, problems)
+    home = homes(settings.get("modules_to_save") or (), exact=DIGEST in metadata)
+    trained, copies = _others(found.others, settings, home, problems)
+    modules = _trained_modules(settings, trained, home, problems)
     _refuse(folder, problems)
     try:
         notes = read_notes(metadata, updates)
@@ -120,54 +113,6 @@ def state_from(
         task_type=settings.get("task_type"),
         fingerprint=notes.fingerprint,
     )
-
-
-def write_peft(state: AdapterState, folder: Path) -> None:
-    """Write an adapter as a PEFT folder, replacing the two files if they are there. Same state, same bytes.
-
-    Raises:
-        AdapterFormatError: the adapter holds what PEFT's format cannot; all is named. Nothing is written.
-        OutputExistsError: a file is where the folder should be.
-        OSError: the folder cannot be written.
-    """
-    if problems := _unwritable(state):
-        raise AdapterFormatError(gathered("PEFT's format cannot hold this adapter:", problems))
-    layers, owned = _file_layers(state)
-    depths = {name: 1 for name, *_ in layers} | {module: len(leaves) for module, leaves in owned.items()}
-    tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    factors: dict[str, float] = {}
-    for name, declared, update, factor in layers:
-        parts, ranks[declared] = to_peft(update)
-        factors[declared] = factor
-        tensors |= {f"{wrapped(name, depths)}.{part}": tensor for part, tensor in parts.items()}
-    for module, leaves in owned.items():
-        for position, leaf in enumerate(leaves):
-            name, levels = f"{module}.{leaf}", f".{WRAPPED}" * (len(leaves) - 1 - position)
-            parts, ranks[name] = to_peft(state.updates[name])
-            factors[name] = state.factor(name)
-            tensors |= {f"{wrapped(module, depths)}{levels}.{part}": tensor for part, tensor in parts.items()}
-    plain_tensors = {**state.trained, **state.base_copies}
-    tensors |= {wrapped(name, depths): tensor for name, tensor in plain_tensors.items()}
-    tensors |= {f"{wrapped(name, depths)}{TOKEN_ROWS}": entry.rows for name, entry in state.token_rows.items()}
-    targets, exclude = _targets(state, [declared for _, declared, *_ in layers])
-    text = settings_text(
-        state,
-        fitted(state.config, ranks, factors),
-        targets=targets,
-        exclude=exclude,
-        parameters=[f"{module}.{leaf}" for module, leaves in owned.items() for leaf in leaves],
-    )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise OutputExistsError(f"{folder} is a file; choose another path for the folder to write") from None
-    write_tensors(
-        folder / TENSOR_FILE,
-        {f"{KEY_PREFIX}{name}": tensor for name, tensor in tensors.items()},
-        notes_of(state),
-    )
-    write_text(folder / CONFIG_FILE, text)
 
 
 def _refuse(path: Path, problems: list[str]) -> None:
@@ -231,18 +176,17 @@ def _token_rows(
 
 
 def _others(
-    found: Mapping[str, Tensor], settings: Mapping[str, Any], updates: Mapping[str, LowRank], problems: list[str]
+    found: Mapping[str, Tensor], settings: Mapping[str, Any], home: Home, problems: list[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return what was trained, and the copies of the base's weights, by the plain model's names."""
-    listed = tuple(settings.get("modules_to_save") or [])
     trained: dict[str, Tensor] = {}
     copies: dict[str, Tensor] = {}
     for key, tensor in sorted(found.items()):
         if settings.get("bias") == "all" and _is_second_copy(key, tensor, found):
             continue
         name = plain(key)
-        is_copy = key.endswith(f".{WRAPPED}.weight") or _is_embedding(name)
-        into = copies if is_copy and _home(name, listed) is None else trained
+        is_copy = key.endswith(f".{WRAPPED}.weight") or is_embedding(name)
+        into = copies if is_copy and home(name) is None else trained
         if name in into:
             problems.append(f"{name} is there twice")
         into[name] = tensor
@@ -257,32 +201,43 @@ def _is_second_copy(key: str, tensor: Tensor, found: Mapping[str, Tensor]) -> bo
     return ".modules_to_save." in key and again is not None and torch.equal(again, tensor)
 
 
-def _is_embedding(name: str) -> bool:
+def is_embedding(name: str) -> bool:
+    """Return whether a tensor is the weight of an embedding, by its name."""
     return name.endswith(".weight") and name.split(".")[-2] in EMBEDDINGS
 
 
-def _home(name: str, listed: tuple[str, ...]) -> str | None:
-    """Return the module in `modules_to_save` that a tensor belongs to."""
-    parts = name.split(".")
-    prefixes = (".".join(parts[:end]) for end in range(1, len(parts)))
-    return next((p for p in prefixes if p.endswith(listed)), None)  # PEFT's rule: at no boundary
+def homes(listed: Iterable[str], *, exact: bool) -> Home:
+    """Return what finds the listed module that a tensor belongs to.
+
+    Args:
+        listed: `modules_to_save`.
+        exact: whether these are full names, as we write them; to PEFT they are ends of names, at no boundary.
+    """
+    ends = tuple(listed)
+
+    def home(name: str) -> str | None:
+        parts = name.split(".")
+        prefixes = (".".join(parts[:end]) for end in range(1, len(parts)))
+        return next((p for p in prefixes if (p in ends if exact else p.endswith(ends))), None)
+
+    return home
 
 
 def _trained_modules(
-    settings: Mapping[str, Any], trained: Mapping[str, Tensor], problems: list[str]
+    settings: Mapping[str, Any], trained: Mapping[str, Tensor], home: Home, problems: list[str]
 ) -> tuple[str, ...]:
     """Return the full names of the modules that were trained whole; what is trained besides may be a bias."""
     listed = tuple(settings.get("modules_to_save") or [])
     biases = settings.get("bias") or "none"
     modules = set()
     for name in trained:
-        home = _home(name, listed)
-        if home is not None:
-            modules.add(home)
+        module = home(name)
+        if module is not None:
+            modules.add(module)
         elif biases == "none" or not name.rpartition(".")[2].endswith("bias"):
             problems.append(f"{name} belongs to no module in modules_to_save={list(listed)!r}, with bias={biases!r}")
-    missing = [m for m in listed if not any(home.endswith(m) for home in modules)]
-    automatic = AUTOMATIC_HEADS if any(home.endswith(tuple(AUTOMATIC_HEADS)) for home in modules) else frozenset()
+    missing = [m for m in listed if not any(found.endswith(m) for found in modules)]
+    automatic = AUTOMATIC_HEADS if any(found.endswith(tuple(AUTOMATIC_HEADS)) for found in modules) else frozenset()
     problems += [f"modules_to_save names {m!r}, but no tensor of it is there" for m in missing if m not in automatic]
     return tuple(sorted(modules))
 
@@ -311,62 +266,3 @@ def _config(
         parameters=[name for name, update in updates.items() if update.kind == "parameter"],
         fused=fused,
     )
-
-
-def _unwritable(state: AdapterState) -> list[str]:
-    """Return a line for each thing that PEFT's format has no place for."""
-    updates = state.updates
-    plain_layers = [name for name, update in updates.items() if update.magnitude is None]
-    found = []
-    if plain_layers and len(plain_layers) < len(updates):
-        found.append(f"DoRA is for all layers or none, but {', '.join(sorted(plain_layers)[:3])} have no magnitude")
-    for name, update in updates.items():
-        if update.magnitude is not None and (update.kind == "parameter" or update.groups > 1):
-            found.append(f"{name}: DoRA of a parameter or of a convolution with groups")
-        if update.kind == "parameter" and "." not in name:
-            found.append(f"{name}: a parameter of the model itself, not of a module in it")
-        if name in state.token_rows:
-            found.append(f"{name}: trained rows of an embedding that has an update too")
-    found += [
-        f"{name}: a trained parameter that is neither a bias nor of a module trained whole"
-        for name in state.trained
-        if not name.endswith("bias") and _home(name, state.trained_modules) is None
-    ]
-    found += [
-        f"{name}: a copy of a base weight that is neither an embedding's nor an adapted layer's"
-        for name in state.base_copies
-        if not _is_embedding(name) and name.removesuffix(".weight") not in updates
-    ]
-    return found
-
-
-_Written = tuple[str, str, LowRank, float]
-"""Name of a module, the name PEFT looks its rank up by, its update and scaling."""
-
-
-def _file_layers(state: AdapterState) -> tuple[list[_Written], dict[str, list[str]]]:
-    """Return the layers as PEFT sees them, and the parameters of modules in the order PEFT wraps them."""
-    layers: list[_Written] = []
-    owned: dict[str, list[str]] = {}
-    for name, update in state.updates.items():
-        module, _, leaf = name.rpartition(".")
-        if leaf == IN_PROJ and update.kind == "parameter" and update.A.ndim == 2:
-            partner = state.updates.get(f"{module}.{OUT_PROJ}")
-            factor = state.factor(name)
-            ratio = 1.0 if partner is None else state.factor(f"{module}.{OUT_PROJ}") / factor
-            first, second = paired(update, partner, ratio)
-            layers += [(module, module, first, factor), (f"{module}.{OUT_PROJ}", module, second, factor)]
-        elif update.kind == "parameter":
-            owned.setdefault(module, []).append(leaf)
-        elif leaf != OUT_PROJ or f"{module}.{IN_PROJ}" not in state.updates:
-            layers.append((name, name, update, state.factor(name)))
-    return sorted(layers, key=lambda layer: layer[0]), {m: injection_order(owned[m]) for m in sorted(owned)}
-
-
-def _targets(state: AdapterState, names: list[str]) -> tuple[str | list[str], str | list[str]]:
-    """Return `target_modules` and `exclude_modules`: the config's where they mean the same to PEFT."""
-    config = state.config
-    if config.layers is not None or not all(map(Selector(config.targets), names)):
-        return sorted(set(names)), []
-    targets, exclude = (t if isinstance(t, str) else sorted(t) for t in (config.targets, config.exclude))
-    return targets, exclude

@@ -18,10 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from veneer.formats.tensors import finite_problems, own_name
+from veneer.formats.tensors import FLOATS, finite_problems, own_name
 from veneer.lora.config import LoraConfig
 from veneer.lora.selectors import Selector
 from veneer.lora.state import KindName
@@ -38,7 +37,6 @@ PARTS: Mapping[str, str] = {
     ".lora_magnitude_vector.weight": "magnitude",
 }
 """End of a key -> which tensor of a layer it is; the last is of older releases."""
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 EXPERTS = ("gate_up_proj", "down_proj")
 """Parameters in the order in which the models of transformers hold them."""
 IN_PROJ, OUT_PROJ = "in_proj_weight", "out_proj"

@@ -129,7 +129,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise AdapterFormatError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(settings, dict) or "peft_type" not in settings:
         raise AdapterFormatError(f"{path} is not PEFT's: it has no 'peft_type'; only PEFT's LoRA folders can be read")
-    if problems := _problems(settings):
+    if problems := setting_problems(settings):
         raise AdapterFormatError(gathered(f"{path} cannot be used:", problems))
     return settings
 
@@ -202,10 +202,10 @@ def settings_text(
     return json.dumps(settings, indent=2, sort_keys=True) + "\n"
 
 
-def _problems(settings: Mapping[str, Any]) -> list[str]:
+def setting_problems(settings: Mapping[str, Any]) -> list[str]:
     """Return a line for each setting that is absent, malformed, unknown or not supported."""
     found = []
-    if settings["peft_type"] != "LORA":
+    if settings.get("peft_type", "LORA") != "LORA":
         found.append(f"peft_type is {settings['peft_type']!r}; only 'LORA' can be read")
     found += [f"{key} is missing" for key in ("r", "lora_alpha") if key not in settings]
     if settings.get("init_lora_weights", True) not in BASE_KEEPING_INITS:

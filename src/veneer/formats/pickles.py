@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from veneer.errors import AdapterFormatError, gathered
-from veneer.formats.tensors import finite_problems, read_tensors
+from veneer.formats.tensors import FLOATS, finite_problems, read_tensors
 
 MAX_FILE_BYTES = 8 * 2**30
 """Above any adapter, and above a whole checkpoint of a billion parameters in float32."""
@@ -28,7 +28,6 @@ MAX_VIEWS = 8
 """How often the bytes of a file may be counted in its tensors: tied weights are stored once and named several times."""
 WRAPPERS = ("model_state_dict", "state_dict")
 """Under which single key training scripts put the weights."""
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 _STORAGES = ("Bool", "Byte", "Char", "Short", "Int", "Long", "Half", "BFloat16", "Float", "Double")

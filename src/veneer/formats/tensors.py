@@ -26,6 +26,8 @@ from veneer.lora.finite import is_finite
 
 DIGEST = "veneer_digest"
 """Metadata key of the digest of all names, dtypes, shapes and bytes."""
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What adapters are read in."""
 WRAPPER_PARTS = ("_orig_mod.", "_fsdp_wrapped_module.")
 """What torch.compile and FSDP put into module names; not part of the model's own names."""
 
@@ -57,13 +59,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         OSError: the file cannot be written.
     """
+    write_bytes(path, tensor_file(tensors, metadata))
+
+
+def tensor_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the file of these tensors, with `metadata` and a digest."""
     apart = {name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in tensors}
     data = safetensors.torch.save(apart)
     header = _header(data)
     texts = {"format": "pt", **metadata, DIGEST: _digest(header, data)}
     head = json.dumps({"__metadata__": dict(sorted(texts.items())), **header}, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)  # the body begins at a multiple of 8
-    write_bytes(path, len(head).to_bytes(8, "little") + head + data[_body_start(data) :])
+    return len(head).to_bytes(8, "little") + head + data[_body_start(data) :]
 
 
 def own_name(name: str) -> str:

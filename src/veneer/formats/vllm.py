@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from veneer.errors import AdapterFormatError, gathered
-from veneer.formats.peft import write_peft
 from veneer.formats.peft_layers import padded
 from veneer.formats.peft_settings import AUTOMATIC_HEADS
+from veneer.formats.peft_writing import write_peft
 from veneer.lora.state import AdapterState, LowRank
 
 DEFAULT_MAX_RANK = 16
@@ -72,7 +72,7 @@ def _unservable(state: AdapterState) -> list[str]:
 
 def _is_head(name: str, modules: tuple[str, ...]) -> bool:
     """Return whether a tensor is of a classification head that was trained whole."""
-    return any(name.startswith(f"{module}.") and module.endswith(tuple(AUTOMATIC_HEADS)) for module in modules)
+    return any(name.startswith(f"{module}.") and module.rpartition(".")[2] in AUTOMATIC_HEADS for module in modules)
 
 
 def _folded(update: LowRank, factor: float) -> LowRank:

@@ -1,12 +1,12 @@
 """Whether adapters can be put together: every reason why not, for `algebra.py`."""
 
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 
 from torch import Tensor
 
 from veneer.errors import AdapterMismatchError, ConfigError, gathered, require_type
+from veneer.lora.config import is_number
 from veneer.lora.fingerprint import compared
 from veneer.lora.finite import is_finite
 from veneer.lora.selectors import Inside
@@ -93,11 +93,6 @@ def layer_names(states: Adapters) -> list[str]:
 def same(a: Tensor, b: Tensor) -> bool:
     """Return whether two tensors have one shape and the same values, on whatever devices."""
     return a.shape == b.shape and bool((a == b.to(a.device)).all())
-
-
-def is_number(value: object) -> bool:
-    """Return whether this is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def refuse(error: type[ConfigError | AdapterMismatchError], headline: str, problems: Sequence[str]) -> None:

@@ -23,8 +23,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from veneer.errors import AdapterMismatchError, ConfigError, require_type
-from veneer.lora.agreement import Adapters, admit, clashes, is_number, layer_names, refuse, same, update_problems
+from veneer.lora.agreement import Adapters, admit, clashes, layer_names, refuse, same, update_problems
 from veneer.lora.analysis import Svd, thin_svd
+from veneer.lora.config import is_number, rank_problems
 from veneer.lora.fingerprint import united
 from veneer.lora.state import AdapterState, KindName, LowRank, config_for, require_states
 
@@ -109,7 +110,7 @@ def shrunk(
     require_states({"state": state})
     if (rank is None) == (energy is None):
         raise ConfigError(f"rank is {rank!r} and energy is {energy!r}; give exactly one of them")
-    problems = _rank_problems(rank) if energy is None else _share_problems("energy", energy)
+    problems = rank_problems("rank", rank) if energy is None else _share_problems("energy", energy)
     refuse(ConfigError, "cannot shrink:", problems)
     refuse(AdapterMismatchError, "cannot shrink:", update_problems("the adapter", state))
     updates, errors = {}, {}
@@ -150,7 +151,7 @@ def extracted(
     sides, advice = {"base": base, "tuned": tuned}, "give the weights by their names, such as model.state_dict()"
     require_type(sides, Mapping, advice)
     require_type({f"{name!r} of {side}": t for side in sides for name, t in sides[side].items()}, Tensor, advice)
-    refuse(ConfigError, "cannot extract:", _rank_problems(rank))
+    refuse(ConfigError, "cannot extract:", rank_problems("rank", rank))
     every = {**base, **tuned}
     floats = [{n: t.shape for n, t in side.items() if t.ndim == 2 and t.is_floating_point()} for side in (base, tuned)]
     matrices = dict(floats[0].items() & floats[1].items())
@@ -205,7 +206,7 @@ def ties(
         agreeing = stack.sign() == elected
         return (stack * agreeing).sum(dim=0) / agreeing.sum(dim=0).clamp_min(1)
 
-    refuse(ConfigError, "cannot merge:", _share_problems("density", density) + _rank_problems(rank))
+    refuse(ConfigError, "cannot merge:", _share_problems("density", density) + rank_problems("rank", rank))
     admit(states, weights, trained_from, any_base=any_base)
     return _merged(states, weights, rank, trained_from, merge)
 
@@ -230,7 +231,7 @@ def dare(
         density: probability that an entry stays, above 0 to 1; 1 is the plain weighted sum.
         seed: of the choice, 0 to 2**63 - 1; the order of adapters and layers matters too.
     """
-    problems = _share_problems("density", density) + _rank_problems(rank)
+    problems = _share_problems("density", density) + rank_problems("rank", rank)
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         problems.append(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1")
     refuse(ConfigError, "cannot merge:", problems)
@@ -332,11 +333,6 @@ def _joined(states: Adapters, updates: Mapping[str, LowRank], trained_from: int 
 def _wide(*tensors: Tensor) -> torch.dtype:
     """Return float32, or float64 where one of the tensors is."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-
-
-def _rank_problems(rank: object) -> list[str]:
-    good = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
-    return [] if good else [f"rank is {rank!r}; it must be a whole number of at least 1"]
 
 
 def _share_problems(name: str, value: object) -> list[str]:

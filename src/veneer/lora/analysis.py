@@ -39,8 +39,8 @@ class LayerReport:
     spectral_norm: float
     """The largest singular value of D."""
     effective_rank: float
-    """exp of the entropy of the singular values of D divided by their sum; 0 where all are 0. At most the rank, or with
-    DoRA's magnitude applied the smaller side."""
+    """exp of the entropy of the singular values of D divided by their sum; 0 where all are 0. At most the rank, of a
+    stack that of all blocks together, or with DoRA's magnitude applied the smaller side."""
     magnitude_applied: bool | None = None
     """Of DoRA: whether D is W' - W0, or without base weights s B A alone. None where there is no magnitude."""
     base_norm: float | None = None
@@ -86,6 +86,8 @@ def intruder_dimensions(
     eps: float = 0.5,
 ) -> int:
     """Return how many of the k top left singular vectors of W are unlike all of W0's: max |cos| below eps.
+
+    Of a stack these are the k top vectors of each block, and the count is of all blocks together.
 
     Vectors of singular values that are zero up to rounding are arbitrary; they count on neither side.
 

@@ -129,8 +129,7 @@ def _start(target: Target, weight: Tensor, config: LoraConfig, generator: torch.
 def _readable(target: Target, base: nn.Module, kind: Kind) -> Tensor:
     """Return the weight as a float matrix; of an opaque layer, one of its sizes without values."""
     if isinstance(kind, OpaqueKind):
-        present = next(base.parameters(), torch.empty(0))
-        return torch.empty((), device=present.device).expand(target.out_features, target.in_features)
+        return kind.like(base).new_empty(()).expand(target.out_features, target.in_features)
     return kind.matrix(base).detach()
 
 

@@ -1,6 +1,7 @@
 """What a user chooses about an adapter, checked when it is built."""
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -78,6 +79,9 @@ class LoraConfig:
             if isinstance(value, Mapping):
                 rows = {key: tuple(v) if isinstance(v, Iterable) else v for key, v in value.items()}
                 object.__setattr__(self, name, rows)
+        for name in ("rank_pattern", "alpha_pattern"):
+            if isinstance(value := getattr(self, name), Mapping):
+                object.__setattr__(self, name, dict(value))
         if problems := list(self._problems()):
             raise ConfigError(gathered("LoraConfig cannot be built:", problems))
         object.__setattr__(self, "alpha", float(self.alpha))
@@ -106,8 +110,8 @@ class LoraConfig:
         return Pattern(self.alpha_pattern)
 
     def _problems(self) -> list[str]:
-        found = _rank_problems("r", self.r) + _alpha_problems("alpha", self.alpha)
-        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+        found = rank_problems("r", self.r) + _alpha_problems("alpha", self.alpha)
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             found.append(f"dropout is {self.dropout!r}; it must be a probability from 0 to below 1")
         found += [
             f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}"
@@ -143,21 +147,23 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_number(value: object) -> bool:
+    """Return whether this is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _all_counts(values: object) -> bool:
     return isinstance(values, tuple) and all(_is_integer(value) and value >= 0 for value in values)
 
 
-def _rank_problems(name: str, value: object) -> list[str]:
+def rank_problems(name: str, value: object) -> list[str]:
+    """Return a line where this is no rank."""
     good = _is_integer(value) and value >= 1  # type: ignore[operator]
     return [] if good else [f"{name} is {value!r}; it must be a whole number of at least 1"]
 
 
 def _alpha_problems(name: str, value: object) -> list[str]:
-    good = _is_number(value) and 0 < value <= MAX_ALPHA  # type: ignore[operator]
+    good = is_number(value) and 0 < value <= MAX_ALPHA  # type: ignore[operator]
     advice = f"it must be a finite number above 0, at most {MAX_ALPHA:g} (often 2 * r)"
     return [] if good else [f"{name} is {value!r}; {advice}"]
 
@@ -182,7 +188,7 @@ def _token_problems(value: object) -> list[str]:
 
 _VALUE_PROBLEMS: Mapping[str, Callable[[str, object], list[str]]] = {
     "fused": lambda _key, value: _slice_problems(value),
-    "rank_pattern": lambda key, value: _regex_problems(key) + _rank_problems("rank", value),
+    "rank_pattern": lambda key, value: _regex_problems(key) + rank_problems("rank", value),
     "alpha_pattern": lambda key, value: _regex_problems(key) + _alpha_problems("alpha", value),
     "token_rows": lambda _key, value: _token_problems(value),
 }

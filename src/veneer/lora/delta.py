@@ -13,6 +13,7 @@ Every other module calls these functions; a second copy of the formula anywhere 
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -34,7 +35,8 @@ def delta_weight(
     A: Float[Tensor, "*stack r in"], B: Float[Tensor, "*stack out r"], scaling: float | Float[Tensor, ""]
 ) -> Float[Tensor, "*stack out in"]:
     """Return the update of the weight, s B A."""
-    return scaling * (B @ A)
+    with exactly(A.device):
+        return scaling * (B @ A)
 
 
 def add_delta(
@@ -45,7 +47,8 @@ def add_delta(
 ) -> Float[Tensor, "*stack out in"]:
     """Return W0 + s B A, summed in the dtype of A and B, not rounded to the dtype of the weight."""
     add_product = torch.addmm if A.ndim == 2 else torch.baddbmm  # the sum rides on the product: one pass over W0
-    total: Tensor = add_product(weight.to(A.dtype), B * scaling, A)
+    with exactly(A.device):
+        total: Tensor = add_product(weight.to(A.dtype), B * scaling, A)
     return total
 
 
@@ -82,7 +85,8 @@ def row_norms(
     wide, A, B = weight.to(dtype), A.to(dtype), B.to(dtype)
     At = A.transpose(-1, -2)
     squares = torch.linalg.vector_norm(wide, dim=-1).square()
-    mixed = (wide @ At).mul(2 * scaling) + (B @ (A @ At)).mul(scaling * scaling)
+    with exactly(A.device):
+        mixed = (wide @ At).mul(2 * scaling) + (B @ (A @ At)).mul(scaling * scaling)
     norms: Tensor = (squares + (mixed * B).sum(dim=-1)).clamp_min(torch.finfo(A.dtype).tiny).sqrt()
     return norms
 
@@ -109,6 +113,12 @@ def dora_weight(
 ) -> Float[Tensor, "*stack out in"]:
     """Return m (W0 + s B A) / |W0 + s B A|, in the dtype of A and B."""
     return add_delta(weight, A, B, scaling) * row_stretch(weight, A, B, scaling, magnitude).unsqueeze(-1)
+
+
+def exactly(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which autocast rounds nothing: weights are summed in the dtype of A and B."""
+    kind = "cpu" if device.type == "meta" else device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def trained_dtype(weight: Tensor) -> torch.dtype:

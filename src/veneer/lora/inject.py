@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from veneer.errors import AdapterStateError, ConfigError, gathered
 from veneer.lora.build import build, drawn_values, located
-from veneer.lora.config import LoraConfig
+from veneer.lora.config import MAX_ALPHA, LoraConfig, is_number
 from veneer.lora.finite import is_finite
 from veneer.lora.init import INITS
 from veneer.lora.kinds import OpaqueKind
@@ -29,7 +29,9 @@ from veneer.lora.layers import (
     adapted_slots,
     plain_modules,
 )
+from veneer.lora.own_tensors import exchange, own_tensors, trained_names
 from veneer.lora.plan import Plan
+from veneer.lora.selectors import Inside
 from veneer.lora.targets import ADAPTATION, plan
 from veneer.lora.walk import named_modules, named_parameters, parameters_of
 
@@ -42,7 +44,7 @@ class Adaptation:
     was_trainable: Mapping[str, bool]
     """`requires_grad` of each parameter before, by its name in the model as it was."""
     originals: Mapping[str, Tensor]
-    """What is trained besides the updates, and the counters of frozen batch norms, as they were, by full name."""
+    """What is trained besides the updates, and the buffers of frozen batch norms, as they were, by full name."""
     momenta: Mapping[str, float | None]
     """`momentum` of the frozen batch norms before: it is 0 while adapted, so that their statistics stay frozen too."""
 
@@ -98,8 +100,10 @@ def install(model: nn.Module, the_plan: Plan, modules: Mapping[str, AdaptedLayer
     """Put built modules into their places, freeze the rest, and leave the record of it all on `model`."""
     all_modules = named_modules(model)
     norms = _frozen_norms(all_modules, the_plan)
-    counters = [f"{name}.num_batches_tracked" for name, norm in norms.items() if norm.num_batches_tracked is not None]
-    own = own_tensors(model, [*trained_names(the_plan, model), *counters])
+    statistics = [
+        f"{name}.{leaf}" for name, norm in norms.items() for leaf, buffer in norm._buffers.items() if buffer is not None
+    ]
+    own = own_tensors(model, [*trained_names(the_plan, model), *statistics])
     parameters = parameters_of(all_modules)
     record = Adaptation(
         plan=the_plan,
@@ -110,7 +114,8 @@ def install(model: nn.Module, the_plan: Plan, modules: Mapping[str, AdaptedLayer
     for parameter in parameters.values():
         parameter.requires_grad_(False)
     for name in the_plan.trained_modules:
-        model.get_submodule(name).requires_grad_(True)
+        for parameter in model.get_submodule(name).parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
     for name in the_plan.trained_biases:
         model.get_parameter(name).requires_grad_(True)
     for norm in norms.values():
@@ -123,12 +128,14 @@ def remove(model: nn.Module) -> None:
     """Undo `adapt`: put the very modules back that were there, with their weights and `requires_grad` as they were.
 
     Raises:
-        AdapterStateError: the model is not adapted.
+        AdapterStateError: the model is not adapted, or what is to be put back has no place in it any more. Nothing
+            has changed then.
     """
     root, record = adapted_root(model)
+    trained = _places_of(root, record.originals)
     _replace(named_modules(root).values(), {module: module.base for module in adapted_modules(root).values()})
     with torch.no_grad():
-        for name, tensor in own_tensors(root, record.originals).items():
+        for name, tensor in trained.items():
             tensor.copy_(record.originals[name])
     _finish(root, record)
 
@@ -152,11 +159,7 @@ def merge(model: nn.Module, *, quantized: Callable[[nn.Linear], nn.Module] | Non
     slots, adapted = adapted_slots(root), adapted_modules(root)
     successors: dict[nn.Module, nn.Module] = {module: module.base for module in adapted.values()}
     opaque = {name: slot for name, slot in slots.items() if isinstance(slot.kind, OpaqueKind)}
-    refused = (
-        []
-        if quantized
-        else [f"{name} is a {type(slot.base).__name__} without a plain float weight" for name, slot in opaque.items()]
-    )
+    refused = [] if quantized else _without_weight(opaque)
     if refused:
         advice = "; pass quantized= to say what to put in the place of such layers, as in `lambda linear: linear`:"
         raise AdapterStateError(gathered("the adapter cannot be merged" + advice, refused))
@@ -180,11 +183,12 @@ def set_strength(model: nn.Module, strength: float) -> None:
 
     Raises:
         AdapterStateError: the model is not adapted.
-        ConfigError: `strength` is not a finite number.
+        ConfigError: `strength` is not a number, or beyond any use.
     """
     root, _ = adapted_root(model)
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not abs(strength) < float("inf"):
-        raise ConfigError(f"strength is {strength!r}; it must be a finite number, 1 for the adapter as trained")
+    if not is_number(strength) or not abs(strength) <= MAX_ALPHA:
+        limit = f"from -{MAX_ALPHA:g} to {MAX_ALPHA:g}"
+        raise ConfigError(f"strength is {strength!r}; it must be a number {limit}, 1 for the adapter as trained")
     for slot in adapted_slots(root).values():
         slot.update.set_constants(scaling=slot.update.scaling, strength=float(strength))
 
@@ -214,12 +218,7 @@ def merged(model: nn.Module) -> Iterator[None]:
     """
     root, record = adapted_root(model)
     slots = adapted_slots(root)
-    opaque = [
-        f"{name} is a {type(slot.base).__name__} without a plain float weight"
-        for name, slot in slots.items()
-        if isinstance(slot.kind, OpaqueKind)
-    ]
-    if opaque:
+    if opaque := _without_weight(slots):
         raise AdapterStateError(gathered("the adapter cannot be merged for a block:", opaque))
     weights = _merged_weights(root, slots)
     with _suspended(root, record):
@@ -255,59 +254,28 @@ def adapted_root(model: nn.Module) -> tuple[nn.Module, Adaptation]:
     return roots[0], record
 
 
-def trained_names(the_plan: Plan, root: nn.Module) -> list[str]:
-    """Return the full names of the tensors that are trained besides the updates."""
-    bases = dict(plain_modules(root)) if the_plan.trained_modules else {}
-    inside = [
-        f"{name}.{key}"
-        for name in the_plan.trained_modules
-        for key, value in bases[name].state_dict().items()
-        if isinstance(value, Tensor)  # and no extra state, which has no parameter to stand in
-    ]
-    return [*inside, *the_plan.trained_biases]
-
-
-def own_tensors(root: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return parameters and buffers, the very objects, by the full names they have in the plain model."""
-    wanted = list(names)
-    bases = dict(plain_modules(root)) if wanted else {}
-    found: dict[str, Tensor] = {}
-    for name in wanted:
-        path, _, leaf = name.rpartition(".")
-        owner = bases[path]
-        tensor = owner._parameters.get(leaf)
-        found[name] = owner.get_buffer(leaf) if tensor is None else tensor
-    return found
-
-
-def exchange(root: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put `tensors` in the place of the parameters and buffers of these names; return the objects that were there.
-
-    Objects change places and no value is written, so a graph that was recorded before stays valid.
-    """
-    earlier = own_tensors(root, tensors)
-    bases = dict(plain_modules(root)) if tensors else {}
-    for name, tensor in tensors.items():
-        path, _, leaf = name.rpartition(".")
-        owner, present = bases[path], earlier[name]
-        like = tensor.to(device=tensor.device if present.is_meta else present.device, dtype=present.dtype)
-        if leaf in owner._buffers:
-            owner._buffers[leaf] = like
-        elif isinstance(tensor, nn.Parameter):
-            owner._parameters[leaf] = tensor
-        else:
-            owner._parameters[leaf] = nn.Parameter(like, requires_grad=present.requires_grad)
-    return earlier
+def _places_of(root: nn.Module, originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what stands where these values were, or raise where something else does now."""
+    try:
+        present = own_tensors(root, originals)
+        misfits = [name for name, tensor in present.items() if tensor.shape != originals[name].shape]
+    except (AttributeError, KeyError) as error:
+        present, misfits = {}, [str(error)]
+    if misfits:
+        raise AdapterStateError(
+            f"the adapter cannot be taken out: modules were replaced after it went in ({', '.join(misfits)}); "
+            "put the ones back that were there"
+        )
+    return present
 
 
 def _frozen_norms(modules: Mapping[str, nn.Module], the_plan: Plan) -> dict[str, _NormBase]:
     """Return the norms whose running statistics would move in training although they are frozen."""
-    trained = the_plan.trained_modules
+    is_trained = Inside(the_plan.trained_modules)
     return {
         name: module
         for name, module in modules.items()
-        if isinstance(module, _NormBase) and module.running_mean is not None
-        if not any(name == outer or name.startswith(outer + ".") for outer in trained)
+        if isinstance(module, _NormBase) and module.running_mean is not None and not is_trained(name)
     }
 
 
@@ -323,7 +291,7 @@ def _suspended(root: nn.Module, record: Adaptation) -> Iterator[None]:
         _replace(named_modules(root).values(), {module.base: module for module in modules})
         setattr(root, ADAPTATION, record)
         for module in modules:
-            module.train(module.base.training)  # the block may have called train() or eval()
+            module.follow_mode()  # the block may have called train() or eval()
 
 
 def _replace(parents: Iterable[nn.Module], successors: Mapping[nn.Module, nn.Module]) -> None:
@@ -332,6 +300,15 @@ def _replace(parents: Iterable[nn.Module], successors: Mapping[nn.Module, nn.Mod
         for name, child in parent._modules.items():
             if child is not None and child in successors:
                 parent._modules[name] = successors[child]
+
+
+def _without_weight(slots: Mapping[str, Slot]) -> list[str]:
+    """Return a line for each layer whose weight is not at hand."""
+    return [
+        f"{name} is a {type(slot.base).__name__} without a plain float weight"
+        for name, slot in slots.items()
+        if isinstance(slot.kind, OpaqueKind)
+    ]
 
 
 def _merged_weights(root: nn.Module, slots: Mapping[str, Slot]) -> dict[str, nn.Parameter]:

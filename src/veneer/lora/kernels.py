@@ -18,6 +18,7 @@ Source: the equations are those of Hu et al. 2021, arXiv 2106.09685, equation 3,
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 
 LEVELS = 1 << 16
@@ -48,16 +49,28 @@ def adapted_linear(
     return output
 
 
-def can_fuse(base: nn.Module, x: Tensor) -> bool:
-    """Return whether nothing stands between a layer and the one node: hooks, another dtype, a compiler, torch.func."""
+def can_fuse(base: nn.Module, update: nn.Module, x: Tensor) -> bool:
+    """Return whether nothing stands between a layer and the one node.
+
+    That would be another dtype, a hook or somebody's `forward` on either module, a compiler, forward-mode
+    differentiation, or torch.func.
+    """
     return (
         torch.is_grad_enabled()
         and base.weight.dtype == x.dtype
-        and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)
+        and _is_untouched(base)
+        and _is_untouched(update)
         and not base.weight.requires_grad
         and not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def _is_untouched(module: nn.Module) -> bool:
+    """Return whether calling the module runs its class's `forward` and nothing else."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return not hooks and "forward" not in module.__dict__
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -93,7 +106,7 @@ class _AdaptedLinear(torch.autograd.Function):
         needs_x, _, needs_bias, needs_A, needs_B, *_ = ctx.needs_input_grad  # type: ignore[attr-defined]
         g = gradients[0].reshape(-1, weight.shape[0])
         like = g.new_empty(()).expand(len(g), weight.shape[1])
-        mask = None if ctx.noise is None else _mask(like, *ctx.noise)  # type: ignore[attr-defined]
+        mask = _mask(like, *ctx.noise) if ctx.noise and (needs_x or needs_A) else None  # type: ignore[attr-defined]
         dx = dA = dB = None
         u = _thin(g, B.to(g.dtype)).mul_(scaling) if needs_x or needs_A else None
         if needs_A and u is not None:
@@ -124,7 +137,7 @@ def _thin(x: Float[Tensor, "n in"], factor: Float[Tensor, "in r"]) -> Float[Tens
 
 def _mask(like: Float[Tensor, "n in"], probability: float, seed: int) -> Float[Tensor, "n in"]:
     """Return 0 or 1 / (1 - p) for each element, the same for the same seed."""
-    threshold = round(probability * LEVELS)
+    threshold = min(round(probability * LEVELS), LEVELS - 1)
     generator = torch.Generator(like.device).manual_seed(seed)
     words = torch.empty(like.numel() // 4 + 1, dtype=torch.int64, device=like.device)
     lanes = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: like.numel()]

@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from veneer.lora.delta import add_delta_output
+from veneer.lora.delta import add_delta_output, exactly
 from veneer.lora.state import KindName
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -137,11 +137,17 @@ class OpaqueKind(LinearKind):
         in_features, _ = self.sizes(module)
         return self._sent(module, torch.zeros(in_features))
 
+    def like(self, module: nn.Module) -> Tensor:
+        """Return an empty tensor of the device and the dtype that the layer computes in; float32 where none tells."""
+        tensors = [*module.parameters(), *module.buffers()]
+        own = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.dtype.itemsize > 1]
+        place = next(iter([*own, *tensors]), torch.empty(0))
+        return torch.empty(0, device=place.device, dtype=own[0].dtype if own else torch.float32)
+
     def _sent(self, module: nn.Module, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        own = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point() and t.dtype.itemsize > 1]
-        place = next(iter([*own, *module.parameters(), *module.buffers(), x]))
-        with torch.no_grad():
-            output: Tensor = module(x.to(place.device, own[0].dtype if own else torch.float32))
+        like = self.like(module)
+        with torch.no_grad(), exactly(like.device):
+            output: Tensor = module(x.to(like))
         return output
 
 
@@ -281,8 +287,8 @@ def obstacle(module: nn.Module, kind: Kind | None) -> str | None:
         return f"is a {type(module).__name__}; linear, embedding and convolution layers can be adapted{advice}"
     if kind in (EMBEDDING, CONV) and type(module).forward not in {cls.forward for cls in (nn.Embedding, *CONVOLUTIONS)}:
         return f"is a {type(module).__name__} with a forward pass of its own; its update is not defined"
-    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse):
-        return "is an Embedding with max_norm or sparse gradients, which change its weight by themselves"
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.sparse or module.scale_grad_by_freq):
+        return "is an Embedding with max_norm, sparse or scaled gradients, which its update would not have"
     if any(parameter.is_inference() for parameter in own_parameters):
         return "was made in inference mode, where nothing can be trained; make it outside"
     if kind is not OPAQUE and not _is_float_parameter(module):

@@ -50,6 +50,13 @@ class AdaptedModule(nn.Module):
                 raise
             return getattr(self.base, name)
 
+    def follow_mode(self) -> None:
+        """Take over whether the base is in training mode, and leave the modules inside the base as they are."""
+        self.training = self.base.training
+        for name, module in self._modules.items():
+            if name != "base" and module is not None:
+                module.train(self.training)
+
 
 class AdaptedLayer(AdaptedModule):
     """A layer with an update: h = W0 x + b + s B A x, in the words of its kind.
@@ -72,9 +79,10 @@ class AdaptedLayer(AdaptedModule):
     def forward(self, x: Tensor) -> Tensor:
         """Map an input of the base to an output of the base's shape."""
         x = self.kind.cast(x)
-        if type(self.kind) is LinearKind and isinstance(self.update, LoraUpdate) and can_fuse(self.base, x):
-            return self.update.fused(x, self.base)
-        output: Tensor = self.update(x, self.base(x), self.kind, self.base)
+        base, update = self.base, self.update
+        if type(self.kind) is LinearKind and isinstance(update, LoraUpdate) and can_fuse(base, update, x):
+            return update.fused(x, base)
+        output: Tensor = update(x, base(x), self.kind, base)
         return output
 
     @property
@@ -98,7 +106,8 @@ class AdaptedParameters(AdaptedModule):
     """A module that computes with parameters of its own, such as stacked experts, and the updates of some of them.
 
     The base is called with the adapted parameters in the place of its own (`torch.func.functional_call`): it keeps
-    its class and its weights. Each call forms the adapted weights once.
+    its class and its weights. Each call forms the adapted weights once, and so does reading one of them: some modules
+    compute with another's parameters, as `nn.TransformerEncoderLayer` does with its attention's on its fast path.
 
     Args:
         base: the module as it was.
@@ -108,9 +117,16 @@ class AdaptedParameters(AdaptedModule):
     def __init__(self, base: nn.Module, updates: Mapping[str, LowRankUpdate]) -> None:
         super().__init__()
         self.base = base
-        self.updates = nn.ModuleDict(updates)
-        self.training = base.training
-        self.updates.train(base.training)
+        self.updates = nn.Module()
+        self.updates._modules.update(updates)  # whatever they are called: ModuleDict keeps some names to itself
+        self.follow_mode()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as nn.Module's own
+        """Return the adapted weight of a parameter that has an update; all else as in every adapted module."""
+        updates = vars(self).get("_modules", {}).get("updates")  # modules too are looked up by this method
+        if updates is None or name not in updates._modules:
+            return super().__getattr__(name)
+        return dict(self.slots())[name].merged_weight()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the base's own signature
         """Map what the base maps."""
@@ -119,18 +135,20 @@ class AdaptedParameters(AdaptedModule):
 
     def slots(self) -> Iterator[tuple[str, Slot]]:
         """Yield (name of a parameter, the parameter and its update)."""
-        for name, update in self.updates.items():
+        for name, update in self.updates._modules.items():
             assert isinstance(update, Update)
             yield name, Slot(self.base, ParameterKind(name), update)
 
 
 def plain_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield every module with the name it has in the plain model; an adapted one just before its base."""
+    """Yield every module of the plain model by its name there, an adapted one just before its base."""
     plain = {"": ""}
     wrappers = set()
     for name, module in named_modules(root).items():
         parent, _, leaf = name.rpartition(".")
-        if name and parent in wrappers and leaf == "base":
+        if name and (parent not in plain or (parent in wrappers and leaf != "base")):
+            continue  # an update, or inside one
+        if name and parent in wrappers:
             plain[name] = plain[parent]
         elif name:
             plain[name] = f"{plain[parent]}.{leaf}" if plain[parent] else leaf

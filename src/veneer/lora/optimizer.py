@@ -7,12 +7,12 @@ user's: `torch.optim.AdamW(optimizer_groups(model, lr=1e-4))`.
 Source: Hayou et al. 2024, arXiv 2402.12354, section 4 (eta_B = ratio * eta_A, ratio about 16).
 """
 
-import math
 from typing import Any
 
 from torch import nn
 
 from veneer.errors import ConfigError, gathered
+from veneer.lora.config import is_number
 from veneer.lora.updates import Update
 
 DEFAULT_RATIO = 16.0
@@ -66,13 +66,9 @@ def _check(*, lr: float, ratio: float, weight_decay: float) -> None:
     problems = [
         f"{name} is {value!r}; it must be a finite number above 0"
         for name, value in above_zero.items()
-        if not (_is_finite(value) and value > 0)
+        if not (is_number(value) and value > 0)
     ]
-    if not (_is_finite(weight_decay) and weight_decay >= 0):
+    if not (is_number(weight_decay) and weight_decay >= 0):
         problems.append(f"weight_decay is {weight_decay!r}; it must be a finite number of at least 0")
     if problems:
         raise ConfigError(gathered("the optimizer groups cannot be built:", problems))
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

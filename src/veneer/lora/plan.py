@@ -63,7 +63,7 @@ class Plan:
 
     @property
     def total_parameters(self) -> int:
-        """Parameters of the model once it is adapted; a frozen A is none that training changes."""
+        """Parameters of the base and those of the updates that are trained; token rows stand for rows of the base's."""
         return self.base_parameters + self.lora_parameters
 
     def __str__(self) -> str:

@@ -14,8 +14,9 @@ from difflib import get_close_matches
 Terms = str | Sequence[str]
 """Names matched at a `.` boundary, or one regular expression matched in full."""
 
-_PLAIN = re.compile(r"(?:\w|\\?[.\-])+")
-"""A pattern key without any operator of regular expressions: looked up instead of matched."""
+PLAIN_KEY = re.compile(r"(?:\w|\\?[.\-])+")
+"""A pattern key without any operator of regular expressions but the dot: looked up instead of matched."""
+_LETTER = re.compile(r"\\?.")
 
 
 class Selector:
@@ -66,36 +67,44 @@ class Pattern:
 
     def __init__(self, entries: Mapping[str, float]) -> None:
         self._keys = list(entries)
-        self._plain: dict[str, tuple[int, float]] = {}
-        self._exact: dict[str, tuple[int, float]] = {}
+        self._plain: dict[tuple[bool, int, tuple[int, ...]], dict[str, tuple[int, float]]] = {}
         self._regexes: list[tuple[int, re.Pattern[str], float]] = []
         for position, (key, value) in enumerate(entries.items()):
-            if key.startswith("^") and _PLAIN.fullmatch(key[1:]):
-                self._exact.setdefault(key[1:].replace("\\", ""), (position, value))
-            elif _PLAIN.fullmatch(key):
-                self._plain.setdefault(key.replace("\\", ""), (position, value))
-            else:
+            is_whole = key.startswith("^")
+            text = key[is_whole:]
+            if not PLAIN_KEY.fullmatch(text):
                 self._regexes.append((position, re.compile(rf"(?:.*\.)?(?:{key})"), value))
+                continue
+            letters = _LETTER.findall(text)
+            dots = tuple(place for place, letter in enumerate(letters) if letter == ".")
+            name = "".join(letter[-1] for letter in letters)
+            self._plain.setdefault((is_whole, len(name), dots), {}).setdefault(name, (position, value))
 
     def value_for(self, name: str) -> float | None:
         """Return the value of the first key that matches `name`, or None."""
-        if not self._keys:
-            return None
-        found = [self._plain[end] for end in name_ends(name) if end in self._plain]
-        found += [self._exact[name]] if name in self._exact else []
-        found += [(position, value) for position, regex, value in self._regexes if regex.fullmatch(name)]
-        return min(found)[1] if found else None
+        return min(found)[1] if self._keys and (found := list(self._matches(name))) else None
 
     def idle(self, names: Iterable[str]) -> list[str]:
         """Return the keys that match none of `names`."""
         if not self._keys:
             return []
-        known = list(names)
-        ends = {end for name in known for end in name_ends(name)}
-        unmatched = [(place, key) for key, (place, _) in self._plain.items() if key not in ends]
-        unmatched += [(place, key) for key, (place, _) in self._exact.items() if key not in set(known)]
-        unmatched += [(place, r.pattern) for place, r, _ in self._regexes if not any(map(r.fullmatch, known))]
-        return [self._keys[place] for place, _ in sorted(unmatched)]
+        served = {position for name in names for position, _ in self._matches(name)}
+        return [key for position, key in enumerate(self._keys) if position not in served]
+
+    def _matches(self, name: str) -> Iterator[tuple[int, float]]:
+        """Yield the position and the value of each key that matches `name`."""
+        for (is_whole, length, dots), entries in self._plain.items():
+            start = len(name) - length
+            if start < 0 or (start and (is_whole or name[start - 1] != ".")):
+                continue
+            end = name[start:]
+            for dot in dots:  # to a regular expression it is any letter
+                end = f"{end[:dot]}.{end[dot + 1 :]}"
+            if end in entries:
+                yield entries[end]
+        for position, regex, value in self._regexes:
+            if regex.fullmatch(name):
+                yield position, value
 
 
 def exact_terms(chosen: Sequence[str], names: Sequence[str]) -> str | tuple[str, ...]:

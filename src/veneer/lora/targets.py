@@ -6,11 +6,12 @@ nearest modules. All problems are raised together. How names match is in `select
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from veneer.errors import AdapterStateError, TargetError, gathered
 from veneer.lora.config import ALL_LINEAR, LoraConfig
@@ -19,7 +20,7 @@ from veneer.lora.kinds import EMBEDDING, OPAQUE, Kind, ParameterKind, kind_of, o
 from veneer.lora.plan import Plan, Target
 from veneer.lora.selectors import Inside, Selector, exact_terms, nearest
 from veneer.lora.state import fitted
-from veneer.lora.walk import named_modules, named_parameters
+from veneer.lora.walk import named_modules, parameters_of
 
 ADAPTATION = "veneer_adaptation"
 """The attribute in which `adapt` leaves its record on the module it was called with."""
@@ -27,6 +28,7 @@ ADAPTATION = "veneer_adaptation"
 HEAD_NAMES = frozenset({"classifier", "score", "lm_head", "embed_out", "qa_outputs"})
 """What transformers calls the output layer of its task models; "all-linear" leaves it out."""
 
+_LISTS = (nn.ParameterList, nn.ParameterDict)
 _LAYER_NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 
@@ -54,16 +56,18 @@ def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = (), *
     survey = _Survey(model, config, train_also, any_rank=any_rank)
     chosen = survey.choose()
     targets = survey.targets(chosen)
-    parameters = survey.parameter_targets()
-    rows = survey.token_row_names([target.name for target in targets])
+    parameters = survey.parameter_targets([target.name for target in targets])
+    owners = {target.name for target in targets} | {target.name.rpartition(".")[0] for target in parameters}
+    rows = survey.token_row_names(owners)
     problems = survey.problems + idle_patterns(config, [*targets, *parameters])
     if not targets and not parameters and not survey.trained and not rows and not problems:
         problems.append("nothing is left to train: no layer is targeted and train_also is empty")
     if problems:
         raise TargetError(gathered(f"cannot adapt {type(model).__name__}:", problems))
-    owners = {target.name for target in targets} | {target.name.rpartition(".")[0] for target in parameters}
     biases = survey.biases(owners)
-    counts = {id(p): p.numel() for name in survey.trained for p in survey.modules[name].parameters()}
+    counts = {
+        id(p): p.numel() for name in survey.trained for p in survey.modules[name].parameters() if p.is_floating_point()
+    }
     counts |= {id(p): p.numel() for name, p in biases.items()}
     row_count = sum(len(ids) * EMBEDDING.sizes(survey.modules[name])[1] for name, ids in rows.items())
     return Plan(
@@ -88,6 +92,10 @@ class _Survey:
         if any(vars(module).get(ADAPTATION) is not None for module in self.modules.values()):
             raise AdapterStateError(
                 "the model is adapted already; call veneer.remove(model) or veneer.merge(model) first"
+            )
+        if unknown := [name for name, p in parameters_of(self.modules).items() if is_lazy(p)]:
+            raise AdapterStateError(
+                f"the sizes of {', '.join(map(repr, unknown[:3]))} are not known yet; run the model once first"
             )
         self.names = [name for name in self.modules if name]
         self.kinds = {name: kind_of(module) for name, module in self.modules.items()}
@@ -161,14 +169,21 @@ class _Survey:
         ]
         return found
 
-    def parameter_targets(self) -> list[Target]:
-        """Return a target for each parameter that is adapted inside a module of its own."""
+    def parameter_targets(self, layers: Collection[str]) -> list[Target]:
+        """Return a target for each parameter that is adapted inside a module of its own.
+
+        Args:
+            layers: what is adapted as a layer.
+        """
         if not self.config.parameters:
             return []
-        present = {name: p for name, p in named_parameters(self.model).items() if p.ndim >= 2}
+        present = {
+            name: p for name, p in parameters_of(self.modules).items() if p.ndim in (2, 3) and p.is_floating_point()
+        }
         selector = Selector(self.config.parameters, whole=present)
         self.problems += [
-            f"parameters {term!r} matches no parameter of two or three dimensions{nearest(term, present)}"
+            f"parameters {term!r} matches no floating-point parameter of two or three dimensions"
+            f"{nearest(term, present)}"
             for term in selector.idle(present)
         ]
         found = []
@@ -181,6 +196,8 @@ class _Survey:
             reason = (
                 ("is the model's own; put the model into another module" if not module else None)
                 or (f"is shared with {shared[0]!r}" if shared else None)
+                or ("is of a layer that is adapted as well" if module in layers else None)
+                or ("is in a list, which hands out its own" if isinstance(self.modules[module], _LISTS) else None)
                 or conflict(self.modules[module], kind, self.config)
             )
             if self.is_trained(module):
@@ -194,7 +211,7 @@ class _Survey:
             found.append(target)
         return found
 
-    def token_row_names(self, chosen: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    def token_row_names(self, chosen: Collection[str]) -> dict[str, tuple[int, ...]]:
         """Return the ids to train by the full name of their embedding."""
         found = {}
         for term, ids in self.config.token_rows.items():

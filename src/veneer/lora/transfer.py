@@ -12,14 +12,16 @@ from veneer.lora.conflicts import UNTIE
 from veneer.lora.delta import trained_dtype
 from veneer.lora.fingerprint import differs, fingerprint
 from veneer.lora.finite import is_finite
-from veneer.lora.inject import adapted_root, exchange, install, own_tensors, trained_names
-from veneer.lora.kinds import EMBEDDING, OpaqueKind
+from veneer.lora.inject import adapted_root, install
+from veneer.lora.kinds import CONV, EMBEDDING, OpaqueKind
 from veneer.lora.layers import Slot, adapted_slots, plain_modules, plain_weights
+from veneer.lora.own_tensors import exchange, own_tensors, trained_names
 from veneer.lora.plan import Plan, Target
+from veneer.lora.selectors import exact_terms
 from veneer.lora.state import AdapterState, LowRank, TokenRows, config_for, fitted, require_states
 from veneer.lora.targets import ADAPTATION, plan
 from veneer.lora.updates import DoraUpdate, LowRankUpdate, RowsUpdate, TiedUpdate, gathered_blocks, is_scattered
-from veneer.lora.walk import named_parameters
+from veneer.lora.walk import named_modules, named_parameters
 
 TWIN_TOLERANCE = 1e-4
 """Relative difference up to which two views of one update count as the same: algebra works on each by itself."""
@@ -90,12 +92,21 @@ def load_fresh(model: nn.Module, adapter: AdapterState, *, trainable: bool, any_
 
 def _load(model: nn.Module, adapter: AdapterState, *, trainable: bool, any_base: bool, is_fresh: bool) -> Plan:
     config = replace(adapter.config, init="kaiming")  # the values are at hand: nothing is drawn
+    layers = {name for name, update in adapter.updates.items() if update.kind != "parameter"}
+    if layers == set(config.targets):  # full names, one of which may be the end of a name that is not adapted
+        names = list(named_modules(model))
+        config = replace(config, targets=exact_terms([name for name in names if name in layers], names))
     try:
         the_plan = plan(model, config, adapter.trained_modules, any_rank=True)
     except TargetError as error:
         raise AdapterMismatchError(f"the adapter does not fit this model: {error}") from None
     places = located(model, the_plan)
     problems = _misfits(model, the_plan, adapter, is_fresh=is_fresh)
+    problems += [
+        f"{name} has {base.groups} groups, but the adapter's update of it has {adapter.updates[name].groups}"
+        for name, (base, kind) in places.items()
+        if kind is CONV and name in adapter.updates and adapter.updates[name].groups != base.groups
+    ]
     if not problems and not any_base:
         weights = {n: p.kind.weight_of(p.base) for n, p in places.items() if not isinstance(p.kind, OpaqueKind)}
         problems = _base_problems(model, weights, adapter)
@@ -118,7 +129,8 @@ def swap(model: nn.Module, adapter: AdapterState, *, any_base: bool = False) -> 
     """Replace the adapter inside `model` by another of the same shape, in place.
 
     Values are written into the tensors that are there, so a compiled model, an optimiser or a captured graph goes on
-    with them. Layers, ranks, variant and the modules trained whole must be the same; alpha may differ.
+    with them. Layers, ranks, variant and the modules trained whole must be the same; alpha may differ, and dropout and
+    whether A is trained, which the model takes over.
 
     Args:
         model: an adapted model.
@@ -142,7 +154,8 @@ def swap(model: nn.Module, adapter: AdapterState, *, any_base: bool = False) -> 
         raise AdapterMismatchError(gathered("the adapter cannot take the place of the one in the model:", problems))
     _fill(root, adapter)
     targets = tuple(replace(target, scaling=adapter.factor(target.name)) for target in record.plan.targets)
-    like = replace(record.config, scaling=adapter.config.scaling)
+    taken = {name: getattr(adapter.config, name) for name in ("scaling", "dropout", "train_A")}
+    like = replace(record.config, **taken)
     config = fitted(like, {t.name: t.r for t in targets}, {t.name: t.scaling for t in targets})
     the_plan = replace(record.plan, config=config, targets=targets)
     setattr(root, ADAPTATION, replace(record, plan=the_plan))
@@ -151,7 +164,7 @@ def swap(model: nn.Module, adapter: AdapterState, *, any_base: bool = False) -> 
 def _values(target: Target, place: Place, update: LowRank, *, copy: bool) -> Values:
     """Return an update's tensors or copies of them, in the shapes, dtype and place that a layer holds them in."""
     base, kind = place
-    weight = next(base.parameters(), torch.empty(0)) if isinstance(kind, OpaqueKind) else kind.weight_of(base)
+    weight = kind.like(base) if isinstance(kind, OpaqueKind) else kind.weight_of(base)
     device = torch.device("cpu") if weight.is_meta else weight.device
     dtype = trained_dtype(weight)
     A, B = update.matrices
@@ -173,6 +186,8 @@ def _fill(root: nn.Module, adapter: AdapterState) -> None:
                 if isinstance(slot.update, DoraUpdate):
                     assert values.magnitude is not None
                     slot.update.magnitude.copy_(values.magnitude)
+                slot.update.dropout = adapter.config.dropout
+                slot.update.A.requires_grad_(slot.update.B.requires_grad and adapter.config.train_A)
             if not isinstance(slot.update, RowsUpdate):
                 slot.update.set_constants(scaling=adapter.factor(name), strength=slot.update.strength)
     _fill_others(root, adapter)
@@ -184,7 +199,9 @@ def _fill_others(root: nn.Module, adapter: AdapterState) -> None:
     present = own_tensors(root, adapter.trained)
     with torch.no_grad():
         for name, values in adapter.token_rows.items():
-            slots[name].update.get_parameter("rows").copy_(values.rows[values.ids.argsort()])
+            update = slots[name].update
+            assert isinstance(update, RowsUpdate)
+            update.fill(values.rows[values.ids.argsort()], values.ids.sort().values)
         for name, tensor in present.items():
             if not tensor.is_meta:
                 tensor.copy_(adapter.trained[name])

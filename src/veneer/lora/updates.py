@@ -234,6 +234,16 @@ class RowsUpdate(Update):
         self.register_buffer("ids", ids, persistent=False)
         self.rows = nn.Parameter(rows)
 
+    @torch.no_grad()
+    def fill(self, rows: Float[Tensor, "tokens dim"], ids: Int[Tensor, " tokens"]) -> None:
+        """Take over the rows of these tokens, the same ones as before; on the meta device the tensors themselves."""
+        if self.rows.is_meta:
+            self.ids = ids
+            self.rows = nn.Parameter(rows.to(self.rows.dtype, copy=True), requires_grad=self.rows.requires_grad)
+            self._place_constants(rows)
+        else:
+            self.rows.copy_(rows)
+
     def forward(self, x: Tensor, base_output: Tensor, kind: Kind, base: nn.Module) -> Tensor:
         """Replace what the base gave for these tokens: their vectors, or in an output layer their scores."""
         ids = self.get_buffer("ids")
