@@ -45,7 +45,6 @@ def read_loralib(
     r: int | None = None,
     fused: Fused | None = None,
     embeddings: Collection[str] = (),
-    base: str | None = None,
 ) -> AdapterState:
     """Read a loralib checkpoint, flat or under "model_state_dict"; as `.pt`, `.bin` or safetensors.
 
@@ -58,7 +57,6 @@ def read_loralib(
         r: their rank, if it should be checked; A and B have it otherwise.
         fused: name of a fused projection, or its end after a `.` -> which slices are adapted, as `enable_lora`.
         embeddings: names of embeddings, or their ends after a `.`.
-        base: hub id or path of the pretrained model, noted for whoever loads the adapter.
 
     Raises:
         AdapterFormatError: the file is broken, or does not fit the arguments; all is named.
@@ -83,7 +81,6 @@ def read_loralib(
         updates=updates,
         trained=others,
         trained_modules=trained_modules,
-        base_model=base,
     )
 
 

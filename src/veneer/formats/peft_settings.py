@@ -81,25 +81,20 @@ def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
 
 
-def _is_pattern(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_tokens(value: object) -> bool:
-    return isinstance(value, list | dict)
-
-
 _FORMS: Mapping[str, tuple[Callable[[object], bool], str]] = {
-    "alpha_pattern": (_is_pattern, "an object: name -> alpha"),
+    "alpha_pattern": (lambda value: isinstance(value, dict), "an object: name -> alpha"),
     "base_model_name_or_path": (_is_text, "a text"),
     "exclude_modules": (lambda value: _is_names(value) or _is_text(value), "a list of names or a regular expression"),
     "modules_to_save": (_is_names, "a list of names"),
     "peft_version": (_is_text, "a text"),
-    "rank_pattern": (_is_pattern, "an object: name -> rank"),
+    "rank_pattern": (lambda value: isinstance(value, dict), "an object: name -> rank"),
     "target_modules": (lambda value: _is_names(value) or _is_text(value), "a list of names or a regular expression"),
     "target_parameters": (_is_names, "a list of names"),
     "task_type": (_is_text, "a text"),
-    "trainable_token_indices": (_is_tokens, "a list of token ids, or an object: name -> such a list"),
+    "trainable_token_indices": (
+        lambda value: isinstance(value, list | dict),
+        "a list of token ids, or an object: name -> such a list",
+    ),
     "use_dora": (_is_flag, "true or false"),
     "use_rslora": (_is_flag, "true or false"),
 }
