@@ -15,18 +15,25 @@ read_adapter(path)             the value in a PEFT or AdapterHub folder, no mode
 write_adapter(value, path)     the value as a PEFT folder
 optimizer_groups(model, lr=)   LoRA+: B learns faster than A
 algebra, analysis              sums, shrinking, extraction, TIES, DARE; norms, effective rank, intruder dimensions
+
+A name is imported when it is first asked for: what needs no torch, as the command's help does, does not wait for it.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from veneer.errors import VeneerError
-from veneer.formats.adapter import load, read_adapter, save, write_adapter
-from veneer.lora import algebra, analysis
-from veneer.lora.config import LoraConfig
-from veneer.lora.inject import adapt, disabled, merge, merged, remove, set_strength
-from veneer.lora.optimizer import optimizer_groups
-from veneer.lora.plan import Plan
-from veneer.lora.state import AdapterState
-from veneer.lora.targets import plan
-from veneer.lora.transfer import load_state, state, swap
+
+if TYPE_CHECKING:
+    from veneer.formats.adapter import load, read_adapter, save, write_adapter
+    from veneer.lora import algebra, analysis
+    from veneer.lora.config import LoraConfig
+    from veneer.lora.inject import adapt, disabled, merge, merged, remove, set_strength
+    from veneer.lora.optimizer import optimizer_groups
+    from veneer.lora.plan import Plan
+    from veneer.lora.state import AdapterState
+    from veneer.lora.targets import plan
+    from veneer.lora.transfer import load_state, state, swap
 
 __version__ = "0.1.0"
 
@@ -53,3 +60,30 @@ __all__ = [
     "swap",
     "write_adapter",
 ]
+
+_HOMES = {
+    "formats.adapter": ("load", "read_adapter", "save", "write_adapter"),
+    "lora": ("algebra", "analysis"),
+    "lora.config": ("LoraConfig",),
+    "lora.inject": ("adapt", "disabled", "merge", "merged", "remove", "set_strength"),
+    "lora.optimizer": ("optimizer_groups",),
+    "lora.plan": ("Plan",),
+    "lora.state": ("AdapterState",),
+    "lora.targets": ("plan",),
+    "lora.transfer": ("load_state", "state", "swap"),
+}
+"""Module -> the public names in it."""
+
+
+def __getattr__(name: str) -> object:
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module 'veneer' has no attribute {name!r}")
+    full = f"veneer.{home}"
+    value = import_module(f"{full}.{name}") if home == "lora" else getattr(import_module(full), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

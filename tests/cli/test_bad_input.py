@@ -442,7 +442,7 @@ def test_a_data_set_on_the_hub_without_a_network_gives_one_line_and_exit_code_1(
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     before = contents(scene.folder)
     ended = veneer(*scene.training(data="nobody/nothing"))
-    assert_refused(ended, ["'nobody/nothing' could not be fetched from the hub"], code=1)
+    assert_refused(ended, ["no file or folder nobody/nothing is here"], code=1)
     assert ended.err.splitlines()[-1].startswith("error: ")
     assert contents(scene.folder) == before
 
@@ -453,7 +453,7 @@ def test_a_model_on_the_hub_without_a_network_gives_one_line_and_exit_code_1_fro
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert_refused(
         Ended(code=ended.returncode, out=ended.stdout, err=ended.stderr),
-        ["the model 'nobody/nothing' could not be fetched from the hub"],
+        ["no folder nobody/nothing is here, and the model could not be fetched from the hub"],
         code=1,
     )
     assert len(ended.stderr.splitlines()) == 1

@@ -6,9 +6,10 @@ import torch
 
 from veneer.data.predictions import WRITERS, check_output, prediction_table, write_predictions
 from veneer.data.splits import Examples
+from veneer.data.tables import read_examples
 from veneer.errors import OutputExistsError, UnknownNameError
 
-TEXTS = ("third", 'with "quotes", commas\tand tabs', "two\nlines", "Ünï 中文 😀", "NA", "007", "third")
+TEXTS = ("third", 'with "quotes", commas\tand tabs', "two\nlines", "car\rriage", "Ünï 中文 😀", "NA", "007", "third")
 LABELS = ("no", "yes", "per,haps")
 READERS = {
     ".csv": lambda path: pd.read_csv(path, keep_default_na=False, dtype={"text": str}),
@@ -88,3 +89,19 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path):
     with pytest.raises(OutputExistsError, match="is no folder; make it"):
         check_output(tmp_path / "no" / "out.csv", overwrite=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_predictions_are_read_back_as_the_texts_that_they_are_of(table, tmp_path, ending):
+    path = tmp_path / f"predictions{ending}"
+    write_predictions(table, path, overwrite=False)
+    assert read_examples(path, text="text", label=None).texts == TEXTS
+
+
+def test_a_folder_and_a_folder_that_is_read_only_are_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(OutputExistsError, match="is a folder"):
+        check_output(tmp_path / "folder.csv", overwrite=True)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(OutputExistsError, match="cannot be written to"):
+        check_output(tmp_path / "p.csv", overwrite=False)

@@ -160,6 +160,20 @@ def test_a_data_set_of_the_hub_gives_class_names_and_its_own_splits(hub):
 
 
 def test_a_data_set_the_hub_does_not_give_is_a_download_error_of_one_line(hub):
-    with pytest.raises(DownloadError, match="'owner/none' could not be fetched from the hub: cannot reach") as caught:
+    with pytest.raises(
+        DownloadError,
+        match=r"no file or folder owner/none is here, and .* could not be fetched from the hub: cannot reach",
+    ) as caught:
         load_splits(DataRequest(data="owner/none", text="t", label="y"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rotten_tomatoes", "Trec", "trek"])
+def test_a_mistyped_name_is_told_the_known_ones_before_it_is_asked_for_columns(name):
+    with pytest.raises(UnknownNameError, match=f"unknown data {name!r}.*rotten-tomatoes"):
+        load_splits(DataRequest(data=name))
+
+
+def test_the_ending_of_a_file_may_be_in_capitals(tmp_path):
+    with pytest.raises(DataError, match=r"there is no file data/missing\.CSV"):
+        load_splits(DataRequest(data="data/missing.CSV", text="text", label="label"))

@@ -158,6 +158,9 @@ def test_the_adapter_is_the_one_that_validation_likes_best():
     assert 'veneer.load(model, "runs/my best/adapter")' in text
     assert 'PeftModel.from_pretrained(model, "runs/my best/adapter")' in text
     assert 'from_pretrained("sentence-transformers/all-MiniLM-L6-v2", num_labels=2)' in text
+    pairs = text_of(render_page(results(record("lora-all", config={"text_pair": "second"}))))
+    assert '"some text" --pair "another"' in pairs
+    assert "--text COLUMN --text-pair COLUMN --label COLUMN" in pairs
     fallback = text_of(render_page(results(record("lora-all", config={}))))
     assert 'from_pretrained("minilm", num_labels=2)' in fallback
 

@@ -99,6 +99,15 @@ def test_the_best_method_is_chosen_on_validation_not_on_test():
     assert best.method == "lora-qv"
 
 
+def test_a_run_that_collapsed_on_test_rows_has_its_say_in_the_choice_by_validation():
+    good = record("lora-qv", 0.7, 0, validation=scores(0.9))
+    broken = record("lora-qv", 0.5, 1, validation=scores(0.5), collapsed=True)
+    steady = record("lora-all", 0.7, validation=scores(0.8))
+    best = best_by_validation(summarize([good, broken, steady]))
+    assert best is not None
+    assert best.method == "lora-all"
+
+
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [

@@ -167,3 +167,35 @@ def test_the_checkpoint_of_a_record_is_relative_to_the_results_file_it_stands_in
     results = compare(BOTH, tmp_path, Watcher(), notes=["a note"])
     assert [record.checkpoint for record in results.records] == ["head-seed0/adapter", "head-seed1/adapter"]
     assert read_results(tmp_path).notes == ["a note"]
+
+
+def written(folder):
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_an_interrupted_overwrite_was_to_replace_is_still_there(without_processes, tmp_path, monkeypatch):
+    compare(BOTH, tmp_path, Watcher())
+    (tmp_path / "report.html").write_text("the page")
+    before = {path: (tmp_path / path).read_bytes() for path in written(tmp_path)}
+
+    def interrupted(config, folder, watcher, *, overwrite):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_in_process", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(BOTH, tmp_path, Watcher(), overwrite=True)
+    assert {path: (tmp_path / path).read_bytes() for path in written(tmp_path)} == before
+
+
+def test_a_page_of_an_earlier_comparison_does_not_outlive_its_runs(without_processes, tmp_path):
+    compare(BOTH, tmp_path, Watcher())
+    (tmp_path / "report.html").write_text("the page")
+    compare([replace(GIVEN, epochs=7)], tmp_path, Watcher(), resume=True)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_overwriting_takes_away_runs_that_no_comparison_names_any_more(without_processes, tmp_path):
+    compare(BOTH, tmp_path, Watcher())
+    compare(BOTH[:1], tmp_path, Watcher(), resume=True)
+    compare([replace(GIVEN, seed=5)], tmp_path, Watcher(), overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "head-seed5"}

@@ -127,3 +127,34 @@ def test_what_is_saved_is_the_best_epoch_and_not_the_last(config, tmp_path):
     scores = load_trained(tmp_path / "run").scores(rows)
     assert scores.loss == pytest.approx(first["loss"], abs=1e-6)
     assert scores.confusion == record.validation.confusion
+
+
+def test_dropout_before_A_acts_in_training(config, tmp_path):
+    lora = replace(config, method="lora-qv")
+    curves = [run(replace(lora, dropout=p), tmp_path / f"run{p}").train_curve for p in (0.0, 0.9)]
+    assert curves[0] != curves[1]
+
+
+def test_a_run_is_found_its_pretrained_model_from_anywhere(config, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny.parent)
+    run(replace(config, model=tiny.name, epochs=1), tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert load_trained(tmp_path / "run").card.model == tiny.name
+
+
+@pytest.mark.parametrize("method", ["full", "lora-all"])
+def test_a_loaded_classifier_trains_nothing_and_lies_where_it_is_fastest(config, tmp_path, monkeypatch, method):
+    run(replace(config, method=method, epochs=1), tmp_path / "run")
+    moved = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.nn.Module.to", lambda module, place: moved.append(place))
+    monkeypatch.setattr("veneer.training.saved.narrow_frozen", lambda model, precision: None)
+    loaded = load_trained(tmp_path / "run")
+    assert moved == ["cuda"]
+    assert not any(parameter.requires_grad for parameter in loaded.classifier.model.parameters())
+
+
+def test_texts_that_may_have_been_cut_are_counted(config, tmp_path):
+    lines = []
+    run(replace(config, max_tokens=5, epochs=1), tmp_path / "run", notify=lines.append)
+    assert any("training rows fill 5 tokens: what is longer is cut" in line for line in lines)

@@ -1,5 +1,6 @@
 """The command's entry: one typer app, and what an error looks like to a person."""
 
+import signal
 import sys
 
 import typer
@@ -29,6 +30,7 @@ for command in (compare, train, evaluate, predict, inspect, convert, merge, repr
 
 def main() -> None:
     """Run the command; a user's mistake ends with one message and exit code 2, the world's with 1."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is half built is cleared
     try:
         app()
     except DownloadError as error:

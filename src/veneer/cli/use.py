@@ -40,7 +40,7 @@ def evaluate(
     rows = load_rows(request, split=split, notify=note)
     trained = load_trained(adapter, model=model, any_base=any_base, notify=note)
     scores = trained.scores(rows)
-    name = f"{data} ({split})" if data in SHORT_NAMES else data
+    name = data if Path(data).is_file() else f"{data} ({split})"
     if as_json:
         about = {"adapter": str(adapter), "data": name, "labels": trained.card.labels}
         print_json({**about, **asdict(scores), **scores.figures})
@@ -98,7 +98,7 @@ def predict(
         rows = read_examples(data, text=text, label=None, text_pair=text_pair)
     else:
         assert sentence is not None
-        rows = Examples(texts=(sentence,), pairs=None if pair is None else (pair,), labels=None)
+        rows = Examples(texts=(sentence,), pairs=None if pair is None else (pair,))
     trained = load_trained(adapter, model=model, any_base=any_base, notify=note)
     table = _predictions(trained, rows)
     if out is None:

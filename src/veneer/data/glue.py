@@ -118,6 +118,11 @@ TASKS: Mapping[str, GlueTask] = {
 }
 
 
+def has_pairs(name: str) -> bool:
+    """Return whether this names a task of two texts a row."""
+    return name in TASKS and "text pair" in TASKS[name].columns
+
+
 def read_splits(task: GlueTask, folder: str | None, notify: Callable[[str], None] | None = None) -> Splits:
     """Return a task's train and validation rows, held out of train, and its dev rows as the test.
 

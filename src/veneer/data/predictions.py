@@ -1,5 +1,7 @@
 """Writing predicted classes with their probabilities, or predicted numbers, to a table."""
 
+import csv
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +15,13 @@ from veneer.errors import OutputExistsError, unknown_name
 
 Writer = Callable[[pd.DataFrame, Path], object]
 
+# Texts are quoted, since the csv module would leave one with a lone carriage return bare.
 WRITERS: Mapping[str, Writer] = {
-    ".csv": lambda table, path: table.to_csv(path, index=False),
-    ".tsv": lambda table, path: table.to_csv(path, index=False, sep="\t"),
-    ".jsonl": lambda table, path: table.to_json(path, orient="records", lines=True, force_ascii=False),
+    ".csv": lambda table, path: table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC),
+    ".tsv": lambda table, path: table.to_csv(path, index=False, sep="\t", quoting=csv.QUOTE_NONNUMERIC),
+    ".jsonl": lambda table, path: table.to_json(
+        path, orient="records", lines=True, force_ascii=False, double_precision=15
+    ),
     ".parquet": lambda table, path: table.to_parquet(path, index=False),
 }
 
@@ -49,13 +54,17 @@ def check_output(path: Path, *, overwrite: bool) -> Writer:
 
     Raises:
         UnknownNameError: the ending is not known.
-        OutputExistsError: the file exists and may not be overwritten, or its folder does not exist.
+        OutputExistsError: the file exists and may not be overwritten, or its folder does not exist or is read-only.
     """
     ending = path.suffix.lower()
     if ending not in WRITERS:
         raise unknown_name("file ending", path.suffix, WRITERS, advice=f"Given: {path}.")
     if not path.parent.is_dir():
         raise OutputExistsError(f"{path.parent} is no folder; make it or choose another --out")
+    if path.is_dir():
+        raise OutputExistsError(f"{path} is a folder; choose another --out")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputExistsError(f"{path.parent} cannot be written to; choose another --out")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists already; choose another --out or pass --overwrite to replace it")
     return WRITERS[ending]

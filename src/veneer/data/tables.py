@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +41,13 @@ _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons"}
 
 
 def read_examples(
-    path: Path, *, text: str, label: str | None, text_pair: str | None = None, task: Task = "classification"
+    path: Path,
+    *,
+    text: str,
+    label: str | None,
+    text_pair: str | None = None,
+    task: Task = "classification",
+    repeating: bool = False,
 ) -> Examples:
     """Read the named columns of a .csv, .tsv, .jsonl or .parquet file.
 
@@ -50,6 +57,7 @@ def read_examples(
         label: Column of the class name, or of the number to predict; None for text without labels.
         text_pair: Column of the second text where the task is about two.
         task: Whether labels are classes or numbers.
+        repeating: Whether classes have to occur more than once, as in rows to train on.
 
     Raises:
         UnknownNameError: The file has no such column; the message names each.
@@ -61,10 +69,12 @@ def read_examples(
         listed = ", ".join(f"{role} = {column!r}" for role, column in wanted.items())
         raise DataError(f"{path}: one column was given twice ({listed}): each needs a column of its own")
     read, content = _opened(path)
-    return checked_examples(path, read(path, content, wanted), wanted, task=task)
+    return checked_examples(path, read(path, content, wanted), wanted, task=task, repeating=repeating)
 
 
-def checked_examples(path: Path, columns: Columns, wanted: Mapping[str, str], *, task: Task) -> Examples:
+def checked_examples(
+    path: Path, columns: Columns, wanted: Mapping[str, str], *, task: Task, repeating: bool = False
+) -> Examples:
     """Return the rows of a file whose columns were read, or raise a `DataError` that lists every problem.
 
     Args:
@@ -72,6 +82,7 @@ def checked_examples(path: Path, columns: Columns, wanted: Mapping[str, str], *,
         columns: Each role's values; "text" at the least.
         wanted: Role -> the column's name, for messages.
         task: Whether labels are classes or numbers.
+        repeating: See `read_examples`.
     """
     if not columns["text"]:
         raise DataError(f"{path} is empty: it names its columns, but has no rows. Give at least one row")
@@ -89,7 +100,7 @@ def checked_examples(path: Path, columns: Columns, wanted: Mapping[str, str], *,
         targets = tuple(number for number in numbers if isinstance(number, float))
     elif "label" in columns:
         names = [_as_name(value) for value in columns["label"]]
-        problems += _label_problems(wanted["label"], names)
+        problems += _label_problems(wanted["label"], names, repeating=repeating)
         labels = tuple(map(str, names))
     if problems:
         raise DataError(gathered(f"{path}: unusable rows (counted from 1, the header not counted)", problems))
@@ -232,13 +243,14 @@ FILE_ENDINGS: Mapping[str, Reader] = {
 
 
 def _row_problems(column: str, values: Sequence[object], fault_of: Callable[[object], str]) -> list[str]:
-    """Return a line for each kind of fault: how many rows have it and which are the first five."""
+    """Return a line for each kind of fault: how many rows have it and which are the first five; {} is the first one."""
     faults: dict[str, list[int]] = {}
     for row, value in enumerate(values, start=1):
         if fault := fault_of(value):
             faults.setdefault(fault, []).append(row)
     shown = {fault: ", ".join(map(str, rows[:5])) + ", ..." * (len(rows) > 5) for fault, rows in faults.items()}
-    return [f"column {column!r}: {fault}: {len(faults[fault]):,} in all, row {shown[fault]}" for fault in faults]
+    told = {fault: fault.format(repr(str(values[rows[0] - 1])[:20])) for fault, rows in faults.items()}
+    return [f"column {column!r}: {told[fault]}: {len(faults[fault]):,} in all, row {shown[fault]}" for fault in faults]
 
 
 def _text_fault(value: object) -> str:
@@ -249,11 +261,11 @@ def _text_fault(value: object) -> str:
     return "missing or empty" if is_missing else f"must be a string, not {type(value).__name__}"
 
 
-def _label_problems(column: str, names: Sequence[object]) -> list[str]:
+def _label_problems(column: str, names: Sequence[object], *, repeating: bool) -> list[str]:
     """Return a line for each kind of faulty label, or one where the labels cannot be classes."""
     problems = _row_problems(column, names, _label_fault)
     num_classes = 0 if problems else len(set(names))
-    if num_classes > _MOST_CLASSES or num_classes == len(names) >= _FEWEST_ROWS_OF_IDS:
+    if num_classes > _MOST_CLASSES or (repeating and num_classes == len(names) >= _FEWEST_ROWS_OF_IDS):
         found = f"{num_classes:,} different labels in {len(names):,} rows look like ids, free text or measurements"
         problems.append(f"column {column!r}: {found}; classes repeat, and there may be {_MOST_CLASSES:,} at most")
     return problems
@@ -276,7 +288,7 @@ def _as_name(value: object) -> object:
 
 def _as_number(value: object) -> object:
     """Return a label as a number, None where it is missing, or the value itself where it is none."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         return value
     try:
         return float(value) if str(value).strip() else None
@@ -288,4 +300,4 @@ def _number_fault(value: object) -> str:
     """Return what keeps a value from being a number to predict, or "" where it is one."""
     if isinstance(value, float):
         return "" if math.isfinite(value) else "missing, or not finite"
-    return "missing or empty" if value is None else f"not a number, such as {str(value)[:20]!r}"
+    return "missing or empty" if value is None else "not a number, such as {}"

@@ -141,14 +141,12 @@ class AdaptedParameters(AdaptedModule):
 
 
 def plain_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield every module of the plain model by its name there, an adapted one just before its base."""
+    """Yield every module with the name it has in the plain model; an adapted one just before its base."""
     plain = {"": ""}
     wrappers = set()
     for name, module in named_modules(root).items():
         parent, _, leaf = name.rpartition(".")
-        if name and (parent not in plain or (parent in wrappers and leaf != "base")):
-            continue  # an update, or inside one
-        if name and parent in wrappers:
+        if name and parent in wrappers and leaf == "base":
             plain[name] = plain[parent]
         elif name:
             plain[name] = f"{plain[parent]}.{leaf}" if plain[parent] else leaf

@@ -6,11 +6,12 @@ from torch import Tensor, nn
 
 from veneer.lora.layers import plain_modules
 from veneer.lora.plan import Plan
+from veneer.lora.updates import Update
 
 
 def trained_names(the_plan: Plan, root: nn.Module) -> list[str]:
     """Return the full names of the tensors that are trained besides the updates."""
-    bases = dict(plain_modules(root)) if the_plan.trained_modules else {}
+    bases = _bases(root) if the_plan.trained_modules else {}
     inside = [
         f"{name}.{key}"
         for name in the_plan.trained_modules
@@ -23,7 +24,7 @@ def trained_names(the_plan: Plan, root: nn.Module) -> list[str]:
 def own_tensors(root: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Return parameters and buffers, the very objects, by the full names they have in the plain model."""
     wanted = list(names)
-    bases = dict(plain_modules(root)) if wanted else {}
+    bases = _bases(root) if wanted else {}
     found: dict[str, Tensor] = {}
     for name in wanted:
         path, _, leaf = name.rpartition(".")
@@ -39,7 +40,7 @@ def exchange(root: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
     Objects change places and no value is written, so a graph that was recorded before stays valid.
     """
     earlier = own_tensors(root, tensors)
-    bases = dict(plain_modules(root)) if tensors else {}
+    bases = _bases(root) if tensors else {}
     for name, tensor in tensors.items():
         path, _, leaf = name.rpartition(".")
         owner, present = bases[path], earlier[name]
@@ -51,3 +52,8 @@ def exchange(root: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
         else:
             owner._parameters[leaf] = nn.Parameter(like, requires_grad=present.requires_grad)
     return earlier
+
+
+def _bases(root: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of the plain model by name; an update is none, whatever the base calls one of its own."""
+    return {name: module for name, module in plain_modules(root) if not isinstance(module, Update)}

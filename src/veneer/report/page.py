@@ -13,6 +13,7 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from veneer.data.glue import has_pairs
 from veneer.data.metrics import METRICS
 from veneer.errors import ConfigError
 from veneer.report.confusion import MOST_CLASSES, ConfusedPair, confused_pairs, confusion_plot
@@ -83,6 +84,8 @@ class Usage:
     python_path: str
     base: str
     num_labels: int
+    has_pairs: bool
+    """Whether a row has two texts."""
 
 
 def render_page(results: Results) -> str:
@@ -254,6 +257,7 @@ def _usage(summaries: Sequence[MethodSummary]) -> Usage | None:
         python_path=_python_string(path),
         base=_python_string(plain(str(record.config.get("base_model") or record.model))),
         num_labels=len(record.labels) or 1,
+        has_pairs=bool(record.config.get("text_pair")) or has_pairs(record.data),
     )
 
 

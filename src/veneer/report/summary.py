@@ -184,7 +184,7 @@ def _summary(records: list[RunRecord], split: str) -> MethodSummary:
         second_score=spread(scored, second_metric),
         score_with_collapsed=spread(runs, metric),
         second_score_with_collapsed=spread(runs, second_metric),
-        validation_choice=fmean(record.validation.choice for record in scored),
+        validation_choice=fmean(record.validation.choice for record in runs),
         num_examples=split_scores(first, split).num_examples,
         train_seconds=fmean(record.train_seconds for record in scored),
         peak_memory_bytes=fmean(record.peak_memory_bytes for record in scored),

@@ -11,6 +11,7 @@ finished run is a folder; the results file is written anew after each, so nothin
 import multiprocessing
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,7 +26,15 @@ from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write
 from veneer.training.config import RunConfig
 from veneer.training.inspection import describe_plan
 from veneer.training.machine import describe_machine, describe_versions
-from veneer.training.output import clear_partials, clear_results, made_folder, require_free, run_name
+from veneer.training.output import (
+    clear_partials,
+    clear_report,
+    clear_run,
+    made_folder,
+    own_runs,
+    require_free,
+    run_name,
+)
 from veneer.training.run import Progress, prepare_data, rows_sha256, run
 
 
@@ -61,7 +70,8 @@ def compare(
         folder: where the results go.
         watcher: is told of everything.
         notes: what a reader must know, kept with the results.
-        overwrite: whether earlier results in `folder` may be replaced.
+        overwrite: whether earlier results in `folder` may be replaced: each run by its successor when that is done, the
+            others at the end.
         resume: whether runs that are complete in `folder`, with the same configuration and rows, are kept.
 
     Raises:
@@ -70,8 +80,7 @@ def compare(
     require_startable(folder, overwrite=overwrite, resume=resume)
     for config in {config.method: config for config in configs}.values():
         _require_fit(config, watcher)
-    if overwrite and not resume:
-        clear_results(folder)
+    earlier = [] if resume else own_runs(folder)
     digest = rows_sha256(prepare_data(configs[0], watcher.notify)) if resume else ""
     results = Results(machine=describe_machine(), versions=describe_versions(), notes=list(notes))
     with made_folder(folder):
@@ -80,10 +89,13 @@ def compare(
             record = _finished(folder / name, config, digest) if resume else None
             if record is None:
                 watcher.run_started(config, number, len(configs))
-                record = run_in_process(config, folder / name, watcher, overwrite=resume)
+                record = run_in_process(config, folder / name, watcher, overwrite=overwrite or resume)
                 watcher.run_ended(record)
             results.records.append(replace(record, checkpoint=f"{name}/{record.checkpoint}"))
+            clear_report(folder)  # it would be an earlier comparison's
             write_results(folder, results)
+        for name in set(earlier) - {run_name(config.method, config.seed) for config in configs}:
+            clear_run(folder / name)
     return results
 
 
@@ -169,6 +181,7 @@ def _child(config: RunConfig, folder: Path, sender: Connection, overwrite: bool,
     try:
         sender.send(run(config, folder, on_progress=sender.send, notify=sender.send, overwrite=overwrite))
     except (VeneerError, OSError) as error:
-        sender.send(error)
+        with suppress(BrokenPipeError):  # whoever asked is gone
+            sender.send(error)
     except KeyboardInterrupt:
         pass

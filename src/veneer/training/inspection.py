@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.utils import logging as transformers_logging
 
 from veneer.data.sources import Notify, find_model
 from veneer.errors import ConfigError
@@ -285,6 +286,7 @@ def describe_plan(
     if settings.chosen.trains_every_weight:
         raise ConfigError(f"the method {settings.method!r} trains every weight: there is nothing to plan")
     source = find_model(model, notify)
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, num_labels=2)
         with torch.device("meta"):

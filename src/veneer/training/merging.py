@@ -87,7 +87,7 @@ def write_merged(
         raise AdapterFormatError(f"{found} is a complete model already: there is nothing to merge, use it as it is")
     card = read_card(found) if (found / CARD_FILE).is_file() else None
     adapter = read_adapter(found)
-    reference = model or (adapter.base_model if card is None else card.model)
+    reference = model or (adapter.base_model if card is None else card.pretrained)
     if reference is None:
         raise ConfigError(f"{found} does not say which base model it belongs to; give it by --model")
     source = find_model(reference, notify)

@@ -140,4 +140,5 @@ def loading_error(
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if Path(source.location).is_dir():
         return DataError(f"{source.name} cannot be loaded {how}: {reason}; repair the folder")
-    return DownloadError(f"the model {source.name!r} could not be fetched from the hub: {reason}")
+    found = f"no folder {source.name} is here, and the model could not be fetched from the hub"
+    return DownloadError(f"{found}: {reason}")

@@ -88,18 +88,34 @@ def _partial_prefix(folder: Path) -> str:
     return f".{folder.name}.partial-"
 
 
+def own_runs(folder: Path) -> list[str]:
+    """Return the names of the folders in `folder` that hold a run of Veneer's."""
+    return sorted(child.parent.name for child in folder.glob(f"*/{RESULTS_FILE}") if _own_records(child.parent))
+
+
 def clear_results(folder: Path) -> None:
     """Delete what Veneer wrote to `folder`, by its own results file, and nothing else."""
     for record in _own_records(folder):
         if record.checkpoint in OWN_FOLDERS:
             shutil.rmtree(folder / record.checkpoint, ignore_errors=True)
         else:
-            clear_results(child := folder / run_name(record.method, record.seed))
-            if child.is_dir() and not any(child.iterdir()):
-                child.rmdir()
+            clear_run(folder / run_name(record.method, record.seed))
+    if _own_records(folder):
+        clear_report(folder)
+        (folder / RESULTS_FILE).unlink()
+
+
+def clear_run(folder: Path) -> None:
+    """Delete a run of a comparison, and its folder unless something of the user's is in it."""
+    clear_results(folder)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def clear_report(folder: Path) -> None:
+    """Delete the page that Veneer wrote to `folder`, if it did."""
     if _own_records(folder):
         (folder / REPORT_FILE).unlink(missing_ok=True)
-        (folder / RESULTS_FILE).unlink()
 
 
 def run_name(method: str, seed: int) -> str:

@@ -12,7 +12,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -196,9 +196,9 @@ def _train_and_test(
         for line in _limits(resolved, max_tokens, added):
             notify(line)
     family = classifier.model.config.model_type
-    counts = settings.attach(classifier.model, model_type=family, head=classifier.head)
-    if not config.base_dropout:
+    if not config.base_dropout:  # before updates are in the base, whose dropout is their own
         without_base_dropout(classifier.model)
+    counts = settings.attach(classifier.model, model_type=family, head=classifier.head)
     narrow_frozen(classifier.model, resolved.precision)
     card = TaskCard(
         model=config.model,
@@ -215,6 +215,9 @@ def _train_and_test(
         for name in ("train", "validation", "test")
         if (part := getattr(splits, name)) is not None
     }
+
+    if notify and (line := _cut(encoded["train"], max_tokens)):
+        notify(line)
 
     def score_test() -> AnyScores:
         rows = encoded["test"]
@@ -236,6 +239,14 @@ def _limits(config: RunConfig, max_tokens: int, added: int) -> Iterator[str]:
         yield f"texts are cut to {max_tokens} tokens, not {config.max_tokens}: {config.model} reads no more{beside}"
     if config.precision == "bfloat16" and not has_bfloat16():
         yield "bfloat16 is many times slower than float32 here, where no unit computes in it; try --precision auto"
+
+
+def _cut(rows: Sequence[Features], max_tokens: int) -> str:
+    """Return how many rows may have been cut, or "" where none was."""
+    number = sum(len(row["input_ids"]) >= max_tokens for row in rows)  # type: ignore[arg-type]
+    return (
+        f"{number:,} of {len(rows):,} training rows fill {max_tokens} tokens: what is longer is cut" if number else ""
+    )
 
 
 def _require_finite(*scores: AnyScores | None) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from veneer.data.metrics import score
+from veneer.data.models import MODELS
 from veneer.data.sources import ModelSource, Notify, find_model
 from veneer.data.splits import Examples, Task
 from veneer.errors import AdapterFormatError, ConfigError, DataError, UnknownNameError, gathered
@@ -56,6 +57,11 @@ class TaskCard:
     settings: MethodSettings | None = None
     """What attaches the method anew; None for LoRA alone and full fine-tuning, whose files say it themselves."""
     schema: int = CARD_SCHEMA
+
+    @property
+    def pretrained(self) -> str:
+        """What the pretrained model is found by from anywhere: a folder is named in full."""
+        return self.model if self.model in MODELS else self.base_model
 
     @property
     def task(self) -> Task:
@@ -161,12 +167,13 @@ def load_trained(
     card = read_card(folder)
     if card.settings is None and (folder.name == MODEL_FOLDER or not (folder / CONFIG_FILE).is_file()):
         source = ModelSource(name=str(folder), location=str(folder), hub_id=str(folder))
-        return SavedClassifier(card=card, classifier=_load_whole(source, card.labels))
-    classifier = _load_base(find_model(model or card.model, notify), card.labels)
-    if card.settings is None:
-        load(classifier.model, folder, trainable=True, any_base=any_base)
+        classifier = _load_whole(source, card.labels)
     else:
-        load_method(classifier.model, folder, card.settings, head=classifier.head, any_base=any_base)
+        classifier = _load_base(find_model(model or card.pretrained, notify), card.labels)
+        if card.settings is None:
+            load(classifier.model, folder, trainable=True, any_base=any_base)
+        else:
+            load_method(classifier.model, folder, card.settings, head=classifier.head, any_base=any_base)
     narrow_frozen(classifier.model, _precision(card))
     classifier.model.requires_grad_(False)
     if torch.cuda.is_available():
