@@ -93,10 +93,6 @@ class _Survey:
             raise AdapterStateError(
                 "the model is adapted already; call veneer.remove(model) or veneer.merge(model) first"
             )
-        if unknown := [name for name, p in parameters_of(self.modules).items() if is_lazy(p)]:
-            raise AdapterStateError(
-                f"the sizes of {', '.join(map(repr, unknown[:3]))} are not known yet; run the model once first"
-            )
         self.names = [name for name in self.modules if name]
         self.kinds = {name: kind_of(module) for name, module in self.modules.items()}
         self.problems: list[str] = []
@@ -112,10 +108,16 @@ class _Survey:
         get_output = getattr(model, "get_output_embeddings", None)  # transformers' own name for the output layer
         self.output = get_output() if callable(get_output) else None
         self.owners: dict[nn.Parameter, list[str]] = {}
+        unknown: list[str] = []
         for name, module in self.modules.items():
-            for parameter in module._parameters.values():
+            for leaf, parameter in module._parameters.items():
                 if parameter is not None:
                     self.owners.setdefault(parameter, []).append(name)
+                    unknown += [repr(f"{name}.{leaf}" if name else leaf)] if is_lazy(parameter) else []
+        if unknown:
+            raise AdapterStateError(
+                f"the sizes of {', '.join(unknown[:3])} are not known yet; run the model once first"
+            )
         self.problems += self._half_trained()
 
     def choose(self) -> list[str]:
