@@ -249,6 +249,28 @@ TRAINING: dict[str, Case] = {
         lambda s: s.training("--r", 0, "--epochs", 0, "--learning-rate", 2, "--precision", "int8"),
         ["r is 0", "epochs is 0", "learning_rate is 2.0", "precision is 'int8'; it must be one of auto, float32"],
     ),
+    "options of updates for a method without any": (
+        lambda s: s.training("--method", "houlsby", "--r", 16, "--dropout", 0.1),
+        ["would change nothing", "--r, --dropout: houlsby trains no low-rank updates", "--size"],
+    ),
+    "a share beside the rows it would hold out": (
+        lambda s: s.training("--test", s.test, "--test-share", 0.3),
+        ["--test-share: --test names the rows already"],
+    ),
+    "shares of data that brings its splits": (
+        lambda s: (
+            "train",
+            "--data",
+            "trec",
+            "--out",
+            s.folder / "new",
+            "--test-share",
+            0.4,
+            "--validation-share",
+            0.3,
+        ),
+        ["--validation-share, --test-share: trec brings its own splits"],
+    ),
     "a seed that numpy cannot take": (lambda s: s.training("--seed", 2**32), ["seed is 4294967296", "2**32 - 1"]),
     "an output folder that holds a run": (
         lambda s: s.training("--out", s.copy()),

@@ -23,6 +23,7 @@ QUICK_NOTE = (
 
 
 def compare(
+    context: typer.Context,
     model: options.Model = "minilm",
     data: options.Data = "rotten-tomatoes",
     text: options.Text = None,
@@ -96,6 +97,7 @@ def compare(
         precision=precision,  # type: ignore[arg-type]
         quick=quick,
     )
+    options.require_acting(context, data=data, methods=names)
     notes = []
     if quick:
         shared = replace(shared, **QUICK)  # type: ignore[arg-type]

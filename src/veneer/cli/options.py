@@ -6,7 +6,10 @@ from typing import Annotated
 
 import typer
 
-from veneer.errors import ConfigError
+from veneer.errors import ConfigError, gathered
+
+UPDATE_OPTIONS = ("r", "alpha", "dropout", "scaling")
+"""What is said of low-rank updates alone."""
 
 Model = Annotated[str, typer.Option("--model", help="Pretrained model: a short name, a local folder or a hub id.")]
 Data = Annotated[
@@ -106,3 +109,38 @@ def sizes(given: Iterable[str] | None) -> tuple[tuple[str, int], ...]:
 def names(given: str | None) -> tuple[str, ...]:
     """Return the names in a comma-separated list."""
     return tuple(name.strip() for name in (given or "").split(",") if name.strip())
+
+
+def require_acting(context: typer.Context, *, data: str, methods: Iterable[str]) -> None:
+    """Raise a `ConfigError` that names each option the user typed that would change nothing.
+
+    Args:
+        context: of the command.
+        data: `--data`.
+        methods: what is run.
+    """
+    from veneer.data.sources import SHORT_NAMES
+    from veneer.methods.table import METHODS
+
+    known = [METHODS[name] for name in methods if name in METHODS]
+    problems = []
+    if not any(method.has_updates for method in known) and (idle := _typed(context, UPDATE_OPTIONS)):
+        names = ", ".join(method.name for method in known)
+        problems.append(f"{idle}: {names} trains no low-rank updates; sizes of its own are given by --size")
+    shares = [f"{side}_share" for side in ("validation", "test")]
+    if data in SHORT_NAMES and (idle := _typed(context, shares)):
+        problems.append(f"{idle}: {data} brings its own splits")
+    problems += [
+        f"{idle}: --{side} names the rows already"
+        for side in ("validation", "test")
+        if _typed(context, [side]) and (idle := _typed(context, [f"{side}_share"]))
+    ]
+    if problems:
+        raise ConfigError(gathered("these options would change nothing; leave them out:", problems))
+
+
+def _typed(context: typer.Context, names: Iterable[str]) -> str:
+    """Return those of a command's options that the user gave, as they are typed."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    typed = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    return ", ".join(f"--{name.replace('_', '-')}" for name in typed)

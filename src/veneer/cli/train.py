@@ -10,6 +10,7 @@ from veneer.cli.console import note, progress_bars, stdout
 
 
 def train(
+    context: typer.Context,
     data: options.Data,
     out: Annotated[Path, typer.Option(help="Run folder: adapter/ and results.json.")],
     model: options.Model = "minilm",
@@ -74,6 +75,7 @@ def train(
         weights=options.names(weights),
         sizes=options.sizes(size),
     )
+    options.require_acting(context, data=data, methods=[method])
     require_free(out, overwrite=overwrite)
     splits = prepare_data(config, note)
     for line in note_lines(splits):

@@ -55,6 +55,11 @@ class Method:
         return self.targets is None and self.part is None
 
     @property
+    def has_updates(self) -> bool:
+        """Whether low-rank updates are among what it trains."""
+        return self.targets is not None and self.name != "head"
+
+    @property
     def added_tokens(self) -> int:
         """By how many tokens it lengthens every text."""
         return self.part.num_tokens if isinstance(self.part, PrefixConfig) else 0
