@@ -19,12 +19,12 @@ algebra, analysis              sums, shrinking, extraction, TIES, DARE; norms, e
 A name is imported when it is first asked for: what needs no torch, as the command's help does, does not wait for it.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+import importlib
+import typing
 
 from veneer.errors import VeneerError
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from veneer.formats.adapter import load, read_adapter, save, write_adapter
     from veneer.lora import algebra, analysis
     from veneer.lora.config import LoraConfig
@@ -79,9 +79,9 @@ def __getattr__(name: str) -> object:
     home = next((module for module, names in _HOMES.items() if name in names), None)
     if home is None:
         raise AttributeError(f"module 'veneer' has no attribute {name!r}")
-    full = f"veneer.{home}"
-    value = import_module(f"{full}.{name}") if home == "lora" else getattr(import_module(full), name)
-    globals()[name] = value
+    if home == "lora":  # the name is a module's
+        importlib.import_module(f"veneer.lora.{name}")
+    globals()[name] = value = getattr(importlib.import_module(f"veneer.{home}"), name)
     return value
 
 

@@ -119,7 +119,7 @@ def test_a_fused_projection_changes_by_what_loralib_merges(path, r, height, colu
 def test_a_whole_model_is_read_with_every_layer_in_its_place(model, tmp_path, wrapped):
     state_dict = loralib.lora_state_dict(model)
     torch.save({"model_state_dict": state_dict} if wrapped else state_dict, tmp_path / "x.pt")
-    state = read_model(tmp_path / "x.pt", r=3, base="some/model")
+    state = read_model(tmp_path / "x.pt", r=3)
     layers = {"block.query": model.block["query"], "c_attn": model.c_attn, "embed": model.embed}
     assert list(state.updates) == list(layers)
     for name, layer in layers.items():
@@ -131,7 +131,6 @@ def test_a_whole_model_is_read_with_every_layer_in_its_place(model, tmp_path, wr
     }
     assert state.config.rank_pattern == {}
     assert (state.config.bias, dict(state.trained), state.trained_modules) == ("none", {}, ())
-    assert state.base_model == "some/model"
 
 
 def test_safetensors_and_wrapper_infixes_are_read_the_same(model, tmp_path):
