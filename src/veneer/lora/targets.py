@@ -85,7 +85,7 @@ class _Survey:
     """One look at a model with one config in hand: what is selected, and every problem found on the way."""
 
     def __init__(self, model: nn.Module, config: LoraConfig, train_also: Sequence[str], *, any_rank: bool) -> None:
-        self.model, self.config, self.any_rank = model, config, any_rank
+        self.config, self.any_rank = config, any_rank
         self.modules = named_modules(model)
         if any(type(module).__module__.startswith("peft.") for module in self.modules.values()):
             raise AdapterStateError("the model has an adapter of PEFT's; take it off first: model = model.unload()")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
-from transformers.utils import logging as transformers_logging
 
 from veneer.data.sources import Notify, find_model
 from veneer.errors import ConfigError
@@ -23,7 +22,7 @@ from veneer.methods.settings import MethodSettings
 from veneer.methods.table import Counts, sizes_of
 from veneer.training.merging import load_base, module_names
 from veneer.training.method_folder import read_method
-from veneer.training.models import existing_head, loading_error
+from veneer.training.models import existing_head, loading_error, quieten
 from veneer.training.saved import CARD_FILE, TaskCard, find_trained, read_card
 
 VERDICTS: Mapping[bool | None, str] = {
@@ -286,7 +285,7 @@ def describe_plan(
     if settings.chosen.trains_every_weight:
         raise ConfigError(f"the method {settings.method!r} trains every weight: there is nothing to plan")
     source = find_model(model, notify)
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    quieten()
     try:
         config = AutoConfig.from_pretrained(source.location, trust_remote_code=False, num_labels=2)
         with torch.device("meta"):

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from veneer.data.sources import ModelSource, Notify, find_model
 from veneer.errors import (
@@ -36,7 +35,7 @@ from veneer.lora.selectors import Inside
 from veneer.lora.state import AdapterState
 from veneer.lora.transfer import load_state
 from veneer.training.config import resolve_attention
-from veneer.training.models import load_classifier, loading_error
+from veneer.training.models import load_classifier, loading_error, quieten
 from veneer.training.saved import CARD_FILE, TaskCard, find_trained, read_card
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -180,8 +179,7 @@ def module_names(reference: str, notify: Notify | None = None) -> tuple[str, ...
 
 
 def _read_config(source: ModelSource) -> Any:  # noqa: ANN401 - each family has a class of its own
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    quieten()
     try:
         return AutoConfig.from_pretrained(source.location, trust_remote_code=False)
     except Exception as error:  # as above

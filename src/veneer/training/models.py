@@ -37,6 +37,12 @@ class Classifier:
     is_head_new: bool
 
 
+def quieten() -> None:
+    """Keep what transformers says and draws by itself off the terminal."""
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 def load_classifier(source: ModelSource, labels: Sequence[str], *, seed: int, attention: str) -> Classifier:
     """Return the model at `source` with a head for `labels`, the head's start drawn with `seed`.
 
@@ -46,8 +52,7 @@ def load_classifier(source: ModelSource, labels: Sequence[str], *, seed: int, at
         DataError: the folder holds no model that can classify text.
         DownloadError: the hub could not be reached.
     """
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    quieten()
     torch.manual_seed(seed)
     outputs = labels or (NUMBER,)
     try:
