@@ -12,6 +12,7 @@ What is measured, and against which bar, is said in `steps.py`, `memory.py`, `sa
 import gc
 import importlib.metadata
 import json
+import math
 import os
 import random
 import time
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import mean, median, quantiles, stdev
 from typing import Any, Literal
 
 import psutil
@@ -61,7 +62,7 @@ class Options:
 class Bar:
     """What our figure may be at most."""
 
-    of: Literal["ratio", "difference", "value"]
+    of: Literal["ratio", "difference", "value", "shortfall"]
     at_most: float
 
 
@@ -162,11 +163,23 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def shortfall(ours: Values, theirs: Values) -> float:
+    """Return by how much the mean of ours lies below theirs, in standard errors of the mean difference by round.
+
+    It takes two rounds at least. Where all rounds differ alike it is infinite, or 0 where none differs.
+    """
+    differences = [their - our for our, their in zip(ours, theirs, strict=True)]
+    below, error = mean(differences), stdev(differences) / math.sqrt(len(differences))
+    return below / error if error else math.copysign(math.inf, below) if below else 0.0
+
+
 FIGURES: Mapping[str, Callable[[Values, Values], float]] = {
     "ratio": lambda ours, theirs: median(ours) / median(theirs),
     "difference": lambda ours, theirs: median(ours) - median(theirs),
     "value": lambda ours, _theirs: median(ours),
+    "shortfall": shortfall,
 }
+"""What a bar may be about. All but the last are made of medians."""
 
 
 def figure(comparison: Comparison) -> float:
@@ -179,9 +192,12 @@ def _kind(comparison: Comparison) -> str:
 
 
 def interval(comparison: Comparison) -> tuple[float, float] | None:
-    """Return the 95 % interval of the figure over resampled rounds; None where it was measured but once."""
+    """Return the 95 % interval of the figure over resampled rounds.
+
+    None where it was measured but once, and for a shortfall, which is counted in standard errors already.
+    """
     ours, theirs = comparison.our_values, comparison.their_values
-    if len(ours) < 2 or len(ours) != len(theirs):
+    if len(ours) < 2 or len(ours) != len(theirs) or _kind(comparison) == "shortfall":
         return None
     dice, compute = random.Random(0), FIGURES[_kind(comparison)]
     figures = []
@@ -252,6 +268,7 @@ def row(comparison: Comparison) -> list[str]:
         "ratio": lambda value: f"{value:.2f}x",
         "difference": lambda value: ("+" if value >= 0 else "") + show(value),
         "value": show,
+        "shortfall": lambda value: f"{value:.1f} standard errors less",
     }
     speak, bar, ends = spoken[_kind(comparison)], comparison.bar, interval(comparison)
     spread = f" [{speak(ends[0])}, {speak(ends[1])}]" if ends else ""

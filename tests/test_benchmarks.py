@@ -1,6 +1,7 @@
 """The harness of the benchmarks: its arithmetic, its turns and its files. Nothing is timed here."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,22 @@ def test_the_verdict_says_where_the_interval_leaves_it_open(ours, word):
 
 
 @pytest.mark.parametrize(
+    ("ours", "expected"),
+    [
+        ([0.80, 0.82, 0.84], 0.0),
+        ([0.79, 0.80, 0.81], math.sqrt(3) * 2),  # 0.01, 0.02, 0.03 below: mean 0.02, standard deviation 0.01
+        ([0.81, 0.84, 0.87], -math.sqrt(3) * 2),
+        ([0.5, 0.5, 0.5], math.inf),
+    ],
+)
+def test_a_shortfall_is_counted_in_standard_errors_of_the_paired_difference(ours, expected):
+    theirs = [0.80, 0.82, 0.84] if expected < math.inf else [0.75] * 3
+    held = comparison(ours, theirs, unit="share", bar=Bar(of="shortfall", at_most=1.0))
+    assert figure(held) == pytest.approx(expected)
+    assert verdict(held) == ("met" if expected <= 1 else "missed")
+
+
+@pytest.mark.parametrize(
     ("value", "text"),
     [(1.5, "1.5 s"), (0.0615, "61.5 ms"), (2.5e-5, "25 µs"), (-0.012, "-12 ms"), (1234.0, "1234 s"), (0.0, "0 µs")],
 )
@@ -177,8 +194,9 @@ def test_the_check_of_committed_files_can_fail(tmp_path):
     assert problems(tmp_path) == ["walk.md is missing"]
 
 
-def test_committed_results_are_whole():
-    assert problems(RESULTS) == []
+@pytest.mark.parametrize("folder", [RESULTS, *(path for path in RESULTS.iterdir() if path.is_dir())])
+def test_committed_results_are_whole(folder):
+    assert problems(folder) == []
 
 
 def test_the_table_of_the_recipe_is_made_from_the_committed_records():

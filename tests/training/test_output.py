@@ -1,5 +1,7 @@
 """Laws of the run folder: never overwritten unasked, and never more deleted than Veneer wrote."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.cli.tiny import contents
@@ -11,6 +13,7 @@ from veneer.training.output import (
     clear_results,
     made_folder,
     move_results,
+    new_folder,
     partial_folder,
     require_free,
 )
@@ -130,6 +133,13 @@ def test_a_file_is_never_taken_for_a_folder(tmp_path, below):
     fill(tmp_path, "file")
     with pytest.raises(OutputExistsError, match="file is a file"):
         require_free(tmp_path / "file" / below, overwrite=True)
+
+
+def test_a_new_folder_never_takes_the_place_of_the_one_the_user_is_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputExistsError, match="is the folder that you are in"), new_folder(Path()):
+        pytest.fail("nothing is written")
+    assert contents(tmp_path) == {}
 
 
 def test_folders_that_stay_empty_go_again_and_others_stay(tmp_path):

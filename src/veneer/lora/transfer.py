@@ -1,6 +1,5 @@
 """An adapter out of a model (`state`), into a plain model (`load_state`), and into an adapted one (`swap`)."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -8,23 +7,19 @@ from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatchError, AdapterStateError, TargetError, gathered
 from veneer.lora.build import Place, Values, build, located
-from veneer.lora.conflicts import UNTIE
 from veneer.lora.delta import trained_dtype
-from veneer.lora.fingerprint import differs, fingerprint
-from veneer.lora.finite import is_finite
+from veneer.lora.fingerprint import fingerprint
+from veneer.lora.fit import base_problems, misfits, overflows
 from veneer.lora.inject import adapted_root, install
-from veneer.lora.kinds import CONV, EMBEDDING, OpaqueKind
-from veneer.lora.layers import Slot, adapted_slots, plain_modules, plain_weights
+from veneer.lora.kinds import CONV, OpaqueKind
+from veneer.lora.layers import Slot, adapted_slots, plain_weights
 from veneer.lora.own_tensors import exchange, own_tensors, trained_names
 from veneer.lora.plan import Plan, Target
 from veneer.lora.selectors import exact_terms
 from veneer.lora.state import AdapterState, LowRank, TokenRows, config_for, fitted, require_states
 from veneer.lora.targets import ADAPTATION, plan
-from veneer.lora.updates import DoraUpdate, LowRankUpdate, RowsUpdate, TiedUpdate, gathered_blocks, is_scattered
+from veneer.lora.updates import DoraUpdate, LowRankUpdate, RowsUpdate, TiedUpdate, gathered_blocks
 from veneer.lora.walk import named_modules, named_parameters
-
-TWIN_TOLERANCE = 1e-4
-"""Relative difference up to which two views of one update count as the same: algebra works on each by itself."""
 
 
 def state(model: nn.Module, *, base_model: str | None = None, task_type: str | None = None) -> AdapterState:
@@ -101,7 +96,7 @@ def _load(model: nn.Module, adapter: AdapterState, *, trainable: bool, any_base:
     except TargetError as error:
         raise AdapterMismatchError(f"the adapter does not fit this model: {error}") from None
     places = located(model, the_plan)
-    problems = _misfits(model, the_plan, adapter, is_fresh=is_fresh)
+    problems = misfits(model, the_plan, adapter) + overflows(adapter, is_tested=is_fresh)
     problems += [
         f"{name} has {base.groups} groups, but the adapter's update of it has {adapter.updates[name].groups}"
         for name, (base, kind) in places.items()
@@ -109,7 +104,7 @@ def _load(model: nn.Module, adapter: AdapterState, *, trainable: bool, any_base:
     ]
     if not problems and not any_base:
         weights = {n: p.kind.weight_of(p.base) for n, p in places.items() if not isinstance(p.kind, OpaqueKind)}
-        problems = _base_problems(model, weights, adapter)
+        problems = base_problems(model, weights, adapter)
     if problems:
         raise AdapterMismatchError(gathered(f"the adapter does not fit {type(model).__name__}:", problems))
     values = {
@@ -147,9 +142,9 @@ def swap(model: nn.Module, adapter: AdapterState, *, any_base: bool = False) -> 
     slots = adapted_slots(root)
     if any(_low_rank_source(slot).start_A is not None for slot in slots.values() if not _is_rows(slot)):
         raise AdapterStateError("the adapter in the model subtracts its start; remove it and load the other one")
-    problems = _misfits(root, record.plan, adapter)
+    problems = misfits(root, record.plan, adapter) + overflows(adapter, is_tested=False)
     if not problems and not any_base:
-        problems = _base_problems(root, plain_weights(slots), adapter)
+        problems = base_problems(root, plain_weights(slots), adapter)
     if problems:
         raise AdapterMismatchError(gathered("the adapter cannot take the place of the one in the model:", problems))
     _fill(root, adapter)
@@ -235,126 +230,3 @@ def _low_rank(root: nn.Module, name: str, slot: Slot) -> LowRank:
         kind=slot.kind.name,
         groups=getattr(slot.base, "groups", 1) if slot.kind.name == "conv" else 1,
     )
-
-
-def _misfits(model: nn.Module, the_plan: Plan, adapter: AdapterState, *, is_fresh: bool = False) -> list[str]:
-    """Return a line for each place without its tensor, each tensor without a place, and each that does not fit."""
-    targets = {target.name: target for target in the_plan.targets}
-    twins = {target.tied_to: target.name for target in the_plan.targets if target.tied_to}
-    found = []
-    for name in targets.keys() - adapter.updates:
-        if partner := targets[name].tied_to or twins.get(name):
-            found.append(f"{name} shares its weight with {partner}, which the adapter changes alone; {UNTIE}")
-        else:
-            found.append(f"{name}: selected by the adapter's targets, but it holds no A and B")
-    found += [
-        f"{name}: the adapter holds A and B, but the model has no such target"
-        for name in adapter.updates.keys() - targets.keys()
-    ]
-    for name in sorted(targets.keys() & adapter.updates):
-        found += _update_problems(targets[name], adapter.updates[name], adapter, is_fresh=is_fresh)
-    expected = own_tensors(model, trained_names(the_plan, model))
-    found += [
-        f"{name}: the model needs it, but the adapter holds no such tensor"
-        for name in expected.keys() - adapter.trained
-    ]
-    found += [
-        f"{name}: the adapter holds it, but the model has no such tensor" for name in adapter.trained.keys() - expected
-    ]
-    first_with: dict[int, str] = {}
-    for name in sorted(expected.keys() & adapter.trained):
-        first = first_with.setdefault(id(expected[name]), name)
-        if first != name and not torch.equal(adapter.trained[first], adapter.trained[name]):
-            found.append(f"{name} is shared with {first}, but the adapter holds two different values; {UNTIE}")
-        found += _tensor_problems(name, adapter.trained[name], tuple(expected[name].shape), expected[name].dtype)
-    modules = dict(plain_modules(model)) if adapter.token_rows else {}
-    for name in the_plan.config.token_rows.keys() ^ adapter.token_rows.keys():
-        found.append(f"{name}: the adapter holds token rows that the model does not train, or the other way round")
-    for name, ids in the_plan.config.token_rows.items():
-        values = adapter.token_rows.get(name)
-        if values is None:
-            continue
-        if tuple(sorted(values.ids.tolist())) != ids:
-            found.append(f"{name}: the token rows are of the ids {values.ids.tolist()}, but the config names {ids}")
-        _, width = EMBEDDING.sizes(modules[name])
-        found += _tensor_problems(f"{name} rows", values.rows, (len(values.ids), width), torch.float32)
-    return sorted(found)
-
-
-def _update_problems(target: Target, update: LowRank, adapter: AdapterState, *, is_fresh: bool) -> list[str]:
-    """Return a line for each way in which an update does not fit its layer."""
-    name = target.name
-    if update.kind != target.kind:
-        return [f"{name} is a {target.kind} layer, but the adapter holds the update of a {update.kind} layer"]
-    if (update.magnitude is not None) != (adapter.config.variant == "dora"):
-        return [f"{name}: a magnitude belongs to DoRA, and only there; the variant is {adapter.config.variant}"]
-    A, B = update.matrices
-    stack = () if target.experts is None else (target.experts,)
-    expected = {
-        "A": (A, (*stack, target.rank, target.in_features)),
-        "B": (B, (*stack, target.out_features, target.rank)),
-        "magnitude": (update.magnitude, (target.out_features,)),
-    }
-    found = []
-    for part, (tensor, shape) in expected.items():
-        if tensor is not None:
-            found += _tensor_problems(f"{name}.{part}", tensor, shape, torch.float32, is_fresh=is_fresh)
-    if not found and target.slices is not None and not is_scattered(B, target.slices):
-        found.append(f"{name}.B reaches outside the adapted slices {target.slices} of the fused projection")
-    if not found and target.tied_to is not None:
-        found += _twin_problems(target, update, adapter)
-    return found
-
-
-def _twin_problems(target: Target, update: LowRank, adapter: AdapterState) -> list[str]:
-    """Return a line where two layers that share a weight would get different updates."""
-    source = adapter.updates.get(target.tied_to or "")
-    if source is None:
-        return []
-    A, B = (source.A, source.B) if source.kind == update.kind else (source.B.t(), source.A.t())
-    probe = torch.randn(update.A.shape[1], 4, generator=torch.Generator().manual_seed(0))
-    seen, expected = (
-        right @ (left @ probe) for left, right in ((update.A.float(), update.B.float()), (A.float(), B.float()))
-    )
-    if (seen - expected).norm() <= TWIN_TOLERANCE * expected.norm():
-        return []
-    return [f"{target.name} shares its weight with {target.tied_to}, but the adapter changes the two differently"]
-
-
-def _base_problems(model: nn.Module, weights: Mapping[str, Tensor], adapter: AdapterState) -> list[str]:
-    """Return a line for each sign that the adapter was trained on other weights than the model's."""
-    advice = "load the base model it belongs to, or pass any_base=True (--any-base)"
-    found = []
-    if differs(adapter.fingerprint, weights):
-        found.append(f"it was trained on a base model with other weights than this {type(model).__name__}; {advice}")
-    modules = dict(plain_modules(model)) if adapter.base_copies else {}
-    present = own_tensors(model, [name for name in adapter.base_copies if _has(modules, name)])
-    for name, tensor in adapter.base_copies.items():
-        if name not in present:
-            found.append(f"{name}: the adapter carries a copy of it, but the model has no such tensor")
-        elif not present[name].is_meta and not _equal(present[name], tensor):
-            found.append(f"{name}: the model's differs from the copy that the adapter carries along; {advice}")
-    return found
-
-
-def _has(modules: Mapping[str, nn.Module], name: str) -> bool:
-    path, _, leaf = name.rpartition(".")
-    owner = modules.get(path)
-    return owner is not None and (leaf in owner._parameters or leaf in owner._buffers)
-
-
-def _equal(present: Tensor, copy: Tensor) -> bool:
-    return present.shape == copy.shape and torch.equal(present.detach().cpu(), copy.to(present.dtype))
-
-
-def _tensor_problems(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, *, is_fresh: bool = False
-) -> list[str]:
-    if tuple(tensor.shape) != shape:
-        return [f"{name} has shape {tuple(tensor.shape)}, but the model needs {shape}"]
-    if tensor.is_floating_point() != dtype.is_floating_point:
-        return [f"{name} has dtype {tensor.dtype}, but the model needs {dtype}"]
-    is_tested = is_fresh and tensor.dtype.itemsize <= dtype.itemsize  # a wider one may hold what overflows
-    if tensor.is_floating_point() and not is_tested and not is_finite(tensor.to(dtype)):
-        return [f"{name} holds NaN or infinity, or what {dtype} cannot hold"]
-    return []

@@ -65,8 +65,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder that becomes `folder` when the block ends well; otherwise nothing is left of it.
 
     Raises:
-        OutputExistsError: something is at `folder` already, other than an empty folder.
+        OutputExistsError: something is at `folder` already, other than an empty folder, or it is the working folder,
+            which nothing can take the place of.
     """
+    if folder.resolve() == Path.cwd():
+        raise OutputExistsError(f"{folder} is the folder that you are in; name a new one inside it, or elsewhere")
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise OutputExistsError(f"{path} is a file; choose another path for the folder to write")
