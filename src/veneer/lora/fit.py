@@ -90,18 +90,13 @@ def overflows(adapter: AdapterState, *, is_tested: bool) -> list[str]:
         adapter: the adapter.
         is_tested: whether no part holds NaN or infinity as it is; a wider one may still overflow.
     """
-    parts = {
-        f"{name}.{part}": tensor
-        for name, update in adapter.updates.items()
-        for part, tensor in (("A", update.A), ("B", update.B), ("magnitude", update.magnitude))
-        if tensor is not None
-    }
     narrow = torch.float32.itemsize
     return [
         line
-        for name, tensor in parts.items()
+        for name, update in adapter.updates.items()
+        for part, tensor in update.tensors().items()
         if not (is_tested and tensor.dtype.itemsize <= narrow)
-        for line in _value_problems(name, tensor, torch.float32)
+        for line in _value_problems(f"{name}.{part}", tensor, torch.float32)
     ]
 
 
@@ -140,7 +135,7 @@ def _twin_problems(target: Target, update: LowRank, adapter: AdapterState) -> li
     seen, expected = (
         right @ (left @ probe) for left, right in ((update.A.float(), update.B.float()), (A.float(), B.float()))
     )
-    if (seen - expected).norm() <= TWIN_TOLERANCE * expected.norm():
+    if not (seen - expected).norm() > TWIN_TOLERANCE * expected.norm():  # NaN is told by `overflows`, and only there
         return []
     return [f"{target.name} shares its weight with {target.tied_to}, but the adapter changes the two differently"]
 
