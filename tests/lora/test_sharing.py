@@ -115,6 +115,19 @@ def test_two_updates_for_one_weight_are_refused(tied):
         veneer.load_state(tied, forged)
 
 
+def test_nan_in_the_update_of_a_shared_weight_is_told_once_and_not_as_a_difference(tied):
+    veneer.adapt(tied, LoraConfig(r=3, targets=["embed"]))
+    adapter = veneer.state(tied)
+    broken = copy.copy(adapter.updates["lm_head"])
+    object.__setattr__(broken, "B", torch.full_like(broken.B, float("nan")))
+    forged = veneer.AdapterState(config=adapter.config, updates={**adapter.updates, "lm_head": broken})
+    veneer.remove(tied)
+    with pytest.raises(AdapterMismatchError, match=r"lm_head\.B") as told:
+        veneer.load_state(tied, forged)
+    assert str(told.value).count("lm_head") == 1
+    assert not adapted_slots(tied)
+
+
 def test_linear_layers_that_share_a_weight_share_the_update():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(7, 7), nn.Linear(7, 7))
