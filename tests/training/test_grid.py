@@ -1,6 +1,7 @@
 """A grid of runs: what is there is not done again, and no run is half there."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -42,10 +43,10 @@ def test_runs_that_are_there_are_found_and_not_done_again(tmp_path, monkeypatch,
     monkeypatch.setattr(module, "run_in_process", run)
     grid, first, second, failing = Grid(folder=tmp_path / "runs"), Silent(), Silent(), True
     with pytest.raises(VeneerError):
-        list(grid.fill(CONFIGS, first, workers=workers))
+        list(grid.fill(lambda: CONFIGS, first, workers=workers))
     assert grid.missing(CONFIGS) == CONFIGS[2:]
     failing = False
-    assert [each.seed for each in grid.fill(CONFIGS, second, workers=workers)] == second.began == [2]
+    assert [each.seed for each in grid.fill(lambda: CONFIGS, second, workers=workers)] == second.began == [2]
     assert [grid.find(config).seed for config in CONFIGS] == [0, 1, 2]
     for folder in (tmp_path / "runs").iterdir():
         assert [file.name for file in folder.iterdir()] == [RESULTS_FILE]
@@ -92,5 +93,22 @@ def test_what_is_missing_is_done_in_the_precision_of_this_machine_wherever_it_is
     grid = Grid(folder=tmp_path)
     for machine in ("float32", "bfloat16"):
         monkeypatch.setattr(module, "resolve_precision", lambda precision, machine=machine: machine)
-        list(grid.fill([replace(CONFIGS[0], precision="auto", seed=len(given))], Silent(), runner=runner))
+        missing = [replace(CONFIGS[0], precision="auto", seed=len(given))]
+        list(grid.fill(lambda missing=missing: missing, Silent(), runner=runner))
     assert given == ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_run_found_may_call_for_others_and_nothing_is_done_twice(tmp_path, workers):
+    grid, watcher = Grid(folder=tmp_path), Silent()
+
+    def runner(config, watcher, workers):
+        return Results(machine={}, versions={}, records=[replace(record("head"), seed=config.seed)])
+
+    def wanted():
+        """The first, and of those after it each one whose forerunner is done."""
+        return [CONFIGS[0], *(after for before, after in pairwise(CONFIGS) if grid.find(before) is not None)]
+
+    done = list(grid.fill(wanted, watcher, runner=runner, workers=workers))
+    assert [each.seed for each in done] == watcher.began == [0, 1, 2]
+    assert list(grid.fill(wanted, watcher, runner=runner, workers=workers)) == []

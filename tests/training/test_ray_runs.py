@@ -63,10 +63,10 @@ def configs(tiny, tmp_path):
 
 def test_a_grid_on_ray_holds_what_local_workers_leave(address, configs, tmp_path):
     here, there, watcher = Grid(folder=tmp_path / "here"), Grid(folder=tmp_path / "there"), Watcher()
-    assert len(list(here.fill(configs, Watcher(), workers=2))) == 3
+    assert len(list(here.fill(lambda: configs, Watcher(), workers=2))) == 3
     with ray_runner(address) as runner:
-        assert len(list(there.fill(configs, watcher, runner=runner, workers=2))) == 3
-        assert list(there.fill(configs, watcher, runner=runner, workers=2)) == []
+        assert len(list(there.fill(lambda: configs, watcher, runner=runner, workers=2))) == 3
+        assert list(there.fill(lambda: configs, watcher, runner=runner, workers=2)) == []
     assert watcher.lines[:3] == ["began 1/3", "began 2/3", "ended"]
     assert sorted(path.relative_to(here.folder) for path in here.folder.rglob("*")) == sorted(
         path.relative_to(there.folder) for path in there.folder.rglob("*")
@@ -84,7 +84,7 @@ def test_a_run_that_fails_is_reported_as_with_local_workers_and_the_others_stay(
         for name, chosen in (("here", {}), ("there", {"runner": runner})):
             grid = Grid(folder=tmp_path / name)
             with pytest.raises(UnknownNameError) as raised:
-                list(grid.fill(broken, Watcher(), workers=1, **chosen))
+                list(grid.fill(lambda: broken, Watcher(), workers=1, **chosen))
             messages.append(str(raised.value))
             assert grid.missing(broken) == broken[1:]
     assert messages[0] == messages[1]
@@ -93,7 +93,7 @@ def test_a_run_that_fails_is_reported_as_with_local_workers_and_the_others_stay(
 def test_a_worker_that_dies_is_named_with_its_run(address, configs, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_outcome", lambda config, threads: os._exit(3))
     with ray_runner(address) as runner, pytest.raises(VeneerError, match="the run head-seed0 ended without a result"):
-        list(Grid(folder=tmp_path / "runs").fill(configs[:1], Watcher(), runner=runner))
+        list(Grid(folder=tmp_path / "runs").fill(lambda: configs[:1], Watcher(), runner=runner))
     assert not (tmp_path / "runs").exists()
 
 

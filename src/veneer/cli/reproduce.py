@@ -81,6 +81,7 @@ def reproduce(
     ] = _COMMITTED,
 ) -> None:
     """Run what is missing for the paper's tables and figures, and write them with the paper's numbers beside ours."""
+    from veneer.paper.protocol import by_seed
     from veneer.paper.table_of_contents import all_sheets, find_exhibits
     from veneer.report.paper_files import write_paper
     from veneer.report.paper_terminal import sheet_on_terminal
@@ -95,13 +96,14 @@ def reproduce(
         def left() -> float | None:
             return None if seconds is None else max(0.0, seconds - (time.monotonic() - started))
 
-        def fill(configs: "list[RunConfig]") -> None:
-            _fill(grid, [_with_glue(config, glue) for config in configs], workers, ray, left())
+        with_runs = _with_data(chosen, name, glue)
 
-        wanted = _with_data(chosen, name, glue)
-        while grid.missing(sweeps := [config for exhibit in wanted for config in exhibit.sweep(grid)]) and left() != 0:
-            fill(sweeps)  # what was run may ask for a rate beyond
-        fill([config for exhibit in wanted for config in exhibit.runs(grid)])
+        def wanted() -> "list[RunConfig]":
+            """One seed of everything first."""
+            configs = [config for exhibit in with_runs for config in exhibit.wanted(grid)]
+            return by_seed([_with_glue(config, glue) for config in configs])
+
+        _fill(grid, wanted, workers, ray, left())
         _measure([exhibit.name for exhibit in chosen], out, quick, left)
     sheets = all_sheets(runs, _measured(out) if render_only else out)
     page = write_paper(sheets, out)
@@ -142,24 +144,24 @@ def _with_glue(config: "RunConfig", folder: str | None) -> "RunConfig":
     return replace(config, glue=folder) if config.data in TASKS else config
 
 
-def _fill(grid: "Grid", configs: "list[RunConfig]", workers: int, ray: str | None, seconds: float | None) -> None:
-    """Do the missing runs, one seed of everything first."""
-    from veneer.paper.protocol import by_seed
+def _fill(
+    grid: "Grid", wanted: "Callable[[], list[RunConfig]]", workers: int, ray: str | None, seconds: float | None
+) -> None:
+    """Do the missing runs."""
     from veneer.training.grid import run_here
     from veneer.training.ray_runs import ray_runner
 
-    ordered = by_seed(configs)
-    missing = len(grid.missing(ordered))
+    missing, num_wanted = len(grid.missing(wanted())), len(wanted())
     if not missing:
         return
-    note(f"{missing} of {len(ordered)} runs are missing")
+    note(f"{missing} of {num_wanted} runs are missing")
     if ray is None and workers == 1:
         with progress_bars() as bars:
-            for _ in grid.fill(ordered, bars, seconds=seconds):
+            for _ in grid.fill(wanted, bars, seconds=seconds):
                 pass
         return
     with nullcontext(run_here) if ray is None else ray_runner(ray) as runner:
-        for _ in grid.fill(ordered, RunLines(), runner=runner, workers=workers, seconds=seconds):
+        for _ in grid.fill(wanted, RunLines(), runner=runner, workers=workers, seconds=seconds):
             pass
 
 

@@ -196,10 +196,13 @@ class Exhibit:
     measure: Callable[[Watcher, bool], Measurement] | None = None
     """Measures anew, told whether to be quick; None where records, or nothing, are enough."""
 
+    def wanted(self, grid: Grid) -> list[RunConfig]:
+        """Return every run it asks for so far; what is done of them may call for others."""
+        return [*self.sweep(grid), *self.runs(grid)]
+
     def sheet(self, grid: Grid, measurement: Measurement | None = None) -> Sheet:
         """Return what the records in `grid` and the measurement make of the exhibit."""
-        contents = self.contents(grid, measurement)
-        runs = [*self.sweep(grid), *self.runs(grid)]
+        contents, runs = self.contents(grid, measurement), self.wanted(grid)
         unmeasured = self.measure is not None and measurement is None
         return Sheet(
             exhibit=self.name,

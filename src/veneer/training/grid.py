@@ -100,7 +100,7 @@ class Grid:
 
     def fill(
         self,
-        configs: Sequence[RunConfig],
+        wanted: Callable[[], Sequence[RunConfig]],
         watcher: Watcher,
         *,
         runner: Runner = run_here,
@@ -110,7 +110,8 @@ class Grid:
         """Do the missing runs, in order, and yield the record of each as it ends.
 
         Args:
-            configs: the runs; those that are done are skipped.
+            wanted: returns the runs; asked before each begins, since what was done may call for others. Those that are
+                done are skipped.
             watcher: is told of everything.
             runner: does each of them.
             workers: how many run at once.
@@ -119,15 +120,18 @@ class Grid:
         Raises:
             VeneerError: a run cannot be done. Those that were finished stay; those under way are finished first.
         """
-        started, missing = time.monotonic(), self.missing(configs)
-        queue = list(enumerate(missing, start=1))
+        started = time.monotonic()
+        begun: set[Path] = set()
         running: set[Future[RunRecord]] = set()
         with ThreadPoolExecutor(workers) as pool:
-            while queue or running:
-                while queue and len(running) < workers and (seconds is None or time.monotonic() - started < seconds):
-                    number, config = queue.pop(0)
-                    watcher.run_started(config, number, len(missing))
-                    running.add(pool.submit(self._run, config, watcher, runner, workers))
+            while True:
+                while len(running) < workers and (seconds is None or time.monotonic() - started < seconds):
+                    waiting = [config for config in self.missing(wanted()) if self.place(config) not in begun]
+                    if not waiting:
+                        break
+                    watcher.run_started(waiting[0], len(begun) + 1, len(begun) + len(waiting))
+                    begun.add(self.place(waiting[0]))
+                    running.add(pool.submit(self._run, waiting[0], watcher, runner, workers))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
