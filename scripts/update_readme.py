@@ -4,6 +4,7 @@ import ast
 import io
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,19 +12,17 @@ from rich.table import Table
 
 from veneer.paper.protocol import TASKS
 from veneer.paper.table2 import runs_of
-from veneer.paper.table_of_contents import EXHIBITS, all_sheets
-from veneer.paper.tabulation import found
+from veneer.paper.table_of_contents import ARITHMETIC, EXHIBITS, all_sheets
+from veneer.paper.tabulation import difference, found, own_score_on_test
 from veneer.report.summary import summarize
 from veneer.report.terminal import markdown_table, results_table
 from veneer.report.verdict import headline
-from veneer.results import read_results
+from veneer.results import RunRecord, read_results
 from veneer.training.grid import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "results" / "first-light"
 PAPER = ROOT / "results" / "paper"
-COUNTS = "counts"
-"""The exhibit whose verdicts are arithmetic and rest on no run."""
 OTHER_FILES = {
     "ARCHITECTURE.md": "the ideas, the floors, what a change touches, why each dependency is there",
     "Makefile": "setup, demo, test, check",
@@ -55,19 +54,29 @@ def paper_block() -> str:
     """Return what the committed records make of the paper's exhibits, and where."""
     grid = Grid(folder=ROOT / "results" / "runs")
     sheets = all_sheets(grid.folder, PAPER)
-    experiments = [sheet for sheet in sheets if sheet.exhibit != COUNTS]
+    experiments = [sheet for sheet in sheets if sheet.exhibit != ARITHMETIC]
     counts = Counter(verdict.outcome for sheet in experiments for verdict in sheet.verdicts)
-    behind = grid.done(
-        [config for exhibit in EXHIBITS.values() for config in (*exhibit.sweep(grid), *exhibit.runs(grid))]
-    )
+    behind = grid.done([config for exhibit in EXHIBITS.values() for config in exhibit.wanted(grid)])
     parts = [
         f"[Every table, figure and verdict](results/paper/index.html), from {len(behind)} training runs. Of "
-        f"{counts.total()} claims: {', '.join(f'{number} {outcome}' for outcome, number in counts.most_common())}."
+        f"{counts.total()} claims, besides those about counts: "
+        f"{', '.join(f'{number} {outcome}' for outcome, number in counts.most_common())}."
     ]
     for task in TASKS:
         full, *loras = (found(grid, runs_of(grid, task, method)) for method in ("full", "lora-qv", "lora-all"))
-        parts += [f"**{task}**: {headline(summarize([*lora, *full]))}" for lora in loras if lora and full]
+        parts += [
+            f"**{task}**: {headline(summarize([*lora, *full]))} {paired(lora, full)}" for lora in loras if lora and full
+        ]
     return "\n\n".join([*parts, "![Accuracy against size](results/paper/figures/figure2.svg)"])
+
+
+def paired(lora: Sequence[RunRecord], full: Sequence[RunRecord]) -> str:
+    """Return the difference seed by seed, as the page's verdicts have it."""
+    gap = difference(lora, full, own_score_on_test)
+    if gap is None or gap.low is None or gap.high is None:
+        return ""
+    ends = f"95 % interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+    return f"On these rows, seed by seed, LoRA minus full is {100 * gap.value:+.1f} points ({ends} over seeds)."
 
 
 def console_lines(table: Table) -> list[str]:

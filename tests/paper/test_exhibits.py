@@ -9,7 +9,7 @@ import pytest
 from tests.paper.kept import keep, keep_all, keep_sweeps
 from tests.report.records import results
 from veneer.errors import ConfigError, UnknownNameError
-from veneer.paper import data, figure2, ranks, table2, table18
+from veneer.paper import data, figure2, modern, ranks, table2, table18
 from veneer.paper.measurements import place, read_measurement, write_measurement
 from veneer.paper.protocol import by_seed
 from veneer.paper.table_of_contents import EXHIBITS, find_exhibits
@@ -34,7 +34,19 @@ def test_without_a_record_every_run_is_named_and_no_experiment_is_judged(exhibit
     assert sheet.tables
     assert sheet.verdicts
     if sheet.missing:
-        assert {verdict.outcome for verdict in sheet.verdicts} == {"not tested at this scale"}
+        assert "not run yet" in {verdict.outcome for verdict in sheet.verdicts}
+        assert {verdict.outcome for verdict in sheet.verdicts} <= {"not run yet", "not tested at this scale"}
+
+
+@pytest.mark.parametrize("exhibit", EXHIBITS.values(), ids=EXHIBITS)
+def test_what_follows_a_sweep_is_told_before_it_is_done_and_then_named(exhibit, grid):
+    before = exhibit.sheet(grid)
+    keep_sweeps(grid, exhibit, lambda config: 0.8)
+    after = exhibit.sheet(grid)
+    assert not after.following
+    known = len(exhibit.runs(Grid(folder=grid.folder / "empty")))
+    told, came = sum(int(line.rpartition(": ")[2]) for line in before.following), len(exhibit.runs(grid)) - known
+    assert told == came or (exhibit is modern.EXHIBIT and told > came)  # a chosen rate may be one that is wide-swept
 
 
 @pytest.mark.parametrize("exhibit", EXHIBITS.values(), ids=EXHIBITS)
@@ -128,8 +140,9 @@ def test_the_ranks_verdicts_turn_with_the_numbers(tmp_path):
         grid = Grid(folder=tmp_path / name)
         keep_all(grid, ranks.EXHIBIT, accuracy)
         outcomes[name] = [verdict.outcome for verdict in ranks.EXHIBIT.sheet(grid).verdicts]
-    assert outcomes["paper"] == ["held"] * 4
-    assert [outcome for place, outcome in enumerate(outcomes["opposite"]) if place != 2] == ["not held"] * 3
+    assert outcomes["paper"] == ["held"] * 6
+    no_worse = (3, 4)  # by no more than the margin: alike in both
+    assert {outcome for place, outcome in enumerate(outcomes["opposite"]) if place not in no_worse} == {"not held"}
 
 
 def test_one_budget_is_spent_in_every_row_of_table_5():
@@ -170,8 +183,9 @@ def test_the_verdicts_on_few_rows_turn_with_the_numbers(tmp_path):
             lambda run, sign=sign: 0.5 + sign * (of[run.method] - 0.5) + 3e-4 * run.seed * noise[run.method],
         )
         outcomes[name] = [verdict.outcome for verdict in data.EXHIBIT.sheet(grid).verdicts]
-    assert outcomes["paper"] == ["held"] * 4 + ["not tested at this scale"] * 2
-    assert outcomes["opposite"] == ["not held"] * 4 + ["not tested at this scale"] * 2
+    others = ["not run yet", "not tested at this scale"]
+    assert outcomes["paper"] == ["held"] * 4 + others
+    assert outcomes["opposite"] == ["not held"] * 4 + others
 
 
 def test_the_runs_on_all_rows_are_those_of_table_2(grid):

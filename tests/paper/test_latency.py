@@ -99,7 +99,7 @@ def test_where_intervals_overlap_nothing_is_decided(tmp_path):
 
 def test_a_quick_measurement_decides_nothing(tmp_path):
     sheet = latency.EXHIBIT.sheet(Grid(folder=tmp_path), {**measured(0.02, 0.03, 10), "quick": True})
-    assert {verdict.outcome for verdict in sheet.verdicts} == {"not tested at this scale"}
+    assert {verdict.outcome for verdict in sheet.verdicts} == {"not run yet"}
 
 
 def test_figure_5_has_a_line_for_each_adapter_width_and_batch(tmp_path):

@@ -82,8 +82,8 @@ def measured(lora: float, full: float, *, quick: bool = False) -> dict[str, Any]
     [
         (measured(0.6, 0.3), "held"),
         (measured(0.3, 0.6), "not held"),
-        (measured(0.6, 0.3, quick=True), "not tested at this scale"),
-        (None, "not tested at this scale"),
+        (measured(0.6, 0.3, quick=True), "not run yet"),
+        (None, "not run yet"),
     ],
 )
 def test_forgetting_is_judged_by_the_neighbours_that_are_left(grid, measurement, outcome):

@@ -76,7 +76,7 @@ def test_the_sheet_judges_a_measurement_and_not_a_quick_one(measured, tmp_path):
     assert [len(figure.panels) for figure in sheet.figures] == [2 * NUM_LAYERS + 1] * 3
     assert "not tested at this scale" not in {verdict.outcome for verdict in sheet.verdicts}
     quick = subspaces.EXHIBIT.sheet(grid, {**measured, "quick": True})
-    assert {verdict.outcome for verdict in quick.verdicts} == {"not tested at this scale"}
+    assert {verdict.outcome for verdict in quick.verdicts} == {"not run yet"}
     assert any("QUICK" in line for line in quick.scaled_down)
 
 

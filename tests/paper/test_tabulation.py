@@ -11,6 +11,7 @@ from veneer.paper.tabulation import (
     difference,
     judge,
     mean,
+    mean_curves,
     median_on_dev,
     own_score_on_test,
 )
@@ -76,6 +77,38 @@ def test_a_pair_with_a_collapsed_run_is_left_out_and_told():
     assert gap.note == "1 pair with a collapsed run left out"
 
 
+def test_differences_that_happen_to_be_equal_are_no_more_certain_than_their_rows_are_fine():
+    first, second = ([record(name, accuracy, seed) for seed in range(3)] for name, accuracy in (("a", 0.8), ("b", 0.7)))
+    assert first[0].test is not None
+    one = difference(first, second)
+    assert one is not None
+    assert one.high is not None
+    # a score of n rows is rounded to 1 / n: variance 1 / (12 n^2), twice that for a difference; t(2) is 4.303
+    assert one.high - one.value == pytest.approx(4.303 / (6 * 3) ** 0.5 / first[0].test.num_examples, rel=1e-3)
+
+
+def test_what_a_verdict_rests_on_is_told():
+    """How many seeds, on which tasks, and that a loss within the margin is a loss."""
+    within = judge(claim="c", source="s", differences={"a": gap(-0.005, 0.002), "b": gap(0.1, None)}, margin=0.01)
+    assert within.outcome == "held"
+    assert "a loss, however small" in within.because
+    assert "b: +10.0 points without a spread over 3 seeds" in within.because
+    assert "Judged by a alone" in within.because
+    one = Number(value=0.1, num_runs=1)
+    assert "over 1 seed." in judge(claim="c", source="s", differences={"a": one}).because
+    gain = judge(claim="c", source="s", differences={"a": gap(0.005, 0.002)}, margin=0.01)
+    assert "loss" not in gain.because
+
+
+def test_a_curve_tells_which_of_its_runs_collapsed():
+    of = {"full": {0.1: [record("full", 0.8, 0), collapsed("full", 1)], 0.3: [record("full", 0.8, 0)]}}
+    (curves,) = mean_curves(name="n", title="t", x_label="rate", series=of)
+    assert "full at 0.1: 1 of 2 collapsed" in curves.caption
+    assert "0.3" not in curves.caption
+    (whole,) = mean_curves(name="n", title="t", x_label="rate", series={"full": {0.3: of["full"][0.3]}})
+    assert not whole.caption
+
+
 def gap(value: float, half: float | None) -> Number:
     low, high = (None, None) if half is None else (value - half, value + half)
     return Number(value=value, low=low, high=high, num_runs=3)
@@ -100,10 +133,10 @@ def test_two_pairs_decide_nothing_however_alike_they_are():
         ([gap(-0.01, 0.005)], 0.01, "undecided"),  # worse, but perhaps by less than the margin
         ([gap(0.0, 0.02)], 0.01, "undecided"),
         ([gap(0.02, None)], None, "undecided"),  # one pair tells nothing
-        ([None], None, "not tested at this scale"),
-        ([], None, "not tested at this scale"),
+        ([None], None, "not run yet"),
+        ([], None, "not run yet"),
         ([gap(0.02, 0.01), None], None, "held"),
-        ([gap(0.02, 0.01), gap(0.02, None)], None, "undecided"),
+        ([gap(0.02, 0.01), gap(-0.02, None)], None, "held"),  # one pair on another task undoes nothing
         ([gap(0.02, 0.01), gap(0.02, 0.01)], None, "held"),
         ([gap(0.02, 0.01), gap(-0.02, 0.01)], None, "undecided"),
         ([gap(0.05, 0.01), gap(-0.01, 0.01)], None, "held"),  # the mean over tasks is what is claimed

@@ -9,16 +9,19 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+from markupsafe import escape
 from matplotlib import image
 
 from tests.report.test_paper_tables import SHEET, TABLE
-from veneer.paper.exhibit import Curves, HeatMaps, Panel, Scatter, Series
-from veneer.paper.table_of_contents import EXHIBITS
+from veneer.paper.exhibit import Curves, HeatMaps, Panel, Scatter, Series, Verdict
+from veneer.paper.table_of_contents import ARITHMETIC, EXHIBITS, NOT_ATTEMPTED
 from veneer.report.paper_cells import MARKS, WAITING
 from veneer.report.paper_figures import caption_of, drawings_of, figure_svg
 from veneer.report.paper_files import write_paper
 from veneer.report.paper_looks import looks_of
+from veneer.report.paper_markdown import sheet_as_markdown
 from veneer.report.paper_page import outcome_in_words, render_paper
+from veneer.report.paper_terminal import sheet_on_terminal
 from veneer.training.grid import Grid
 
 VALUES = ((0.0, 0.5, 1.0), (0.25, 0.75, 0.1))
@@ -216,6 +219,23 @@ def test_what_an_outcome_means_is_said_and_each_has_a_mark_of_its_own():
     styles = re.findall(r'<b class="(\w+)">(\S) ([^<]+)</b>', meanings)
     assert {(mark, outcome) for _, mark, outcome in styles} == {(mark, outcome) for outcome, mark in MARKS.items()}
     assert len({style for style, _, _ in styles}) == len(MARKS)
+
+
+def test_the_page_tells_how_many_of_its_verdicts_chance_could_have_made_and_what_nobody_tried():
+    told = [Verdict(claim="c", source="s", outcome=outcome, because="b") for outcome in (*["held"] * 30, *MARKS)]
+    page = page_of([replace(SHEET, verdicts=tuple(told)), replace(SHEET, exhibit=ARITHMETIC, verdicts=tuple(told))])
+    assert "33 claims, besides the counts, have been measured and 32 decided" in page
+    assert "would still decide about 2." in page
+    assert all(str(escape(line)) in page for line in NOT_ATTEMPTED)
+
+
+def test_what_will_be_missing_after_the_sweeps_is_told_everywhere():
+    sheet = replace(SHEET, following=("trec, houlsby: 3",))
+    line = "Then runs at rates that are not chosen yet: trec, houlsby: 3"
+    assert line in page_of([sheet])
+    assert line in sheet_as_markdown(sheet, "figures")
+    assert line in "".join(map(str, sheet_on_terminal(sheet)))
+    assert "not chosen yet" not in page_of([SHEET]) + sheet_as_markdown(SHEET, "figures")
 
 
 def test_a_table_that_waits_for_our_numbers_is_folded():

@@ -11,15 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from veneer.paper.protocol import run_of
+from veneer.paper.protocol import MODEL, ForeseenGrid, run_of
 from veneer.training.compare import Watcher
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
-Outcome = Literal["held", "not held", "undecided", "not tested at this scale"]
-"""Undecided: measured, but these numbers cannot tell. Not tested: never run, or impossible here."""
+Outcome = Literal["held", "not held", "undecided", "not run yet", "not tested at this scale"]
+"""Undecided: measured, but these numbers cannot tell. Not run yet: what would decide it is among the missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +152,13 @@ class Sheet:
     """What differs from the paper's experiment, and why."""
     missing: tuple[str, ...] = ()
     """The runs and measurements that are not there yet, by name."""
+    following: tuple[str, ...] = ()
+    """How many runs of what will be missing once the sweeps of their learning rates have ended."""
 
     @property
     def counts(self) -> Mapping[Outcome, int]:
-        """How many claims held, did not hold, could not be told and were not tested."""
-        outcomes: tuple[Outcome, ...] = ("held", "not held", "undecided", "not tested at this scale")
-        return {outcome: sum(verdict.outcome == outcome for verdict in self.verdicts) for outcome in outcomes}
+        """How many claims have each outcome."""
+        return {outcome: sum(verdict.outcome == outcome for verdict in self.verdicts) for outcome in get_args(Outcome)}
 
 
 Measurement = Mapping[str, Any]
@@ -214,7 +215,17 @@ class Exhibit:
             scaled_down=self.scaled_down + _precisions(grid, runs) + _shortened(measurement),
             missing=tuple(_in_words(grid, config) for config in grid.missing(runs))
             + (("the measurement itself",) if unmeasured else ()),
+            following=self._following(grid),
         )
+
+    def _following(self, grid: Grid) -> tuple[str, ...]:
+        foreseen, known = self.runs(ForeseenGrid(folder=grid.folder)), set(self.runs(grid))
+        counted = Counter(
+            ", ".join([Path(config.data).stem, *([config.model] if config.model != MODEL else []), config.method])
+            for config in dict.fromkeys(foreseen)
+            if config not in known
+        )
+        return tuple(f"{name}: {number}" for name, number in counted.items())
 
 
 def _in_words(grid: Grid, config: RunConfig) -> str:

@@ -78,7 +78,7 @@ EXHIBIT = Exhibit(
         "Models: MiniLM, 22.7 million parameters, and on MRPC, RTE and CoLA also MPNet, 109 million, of the size of "
         "RoBERTa base.",
         *SCALED_DOWN[2:],
-        "Rows: of SST-2 10,000 are trained on, a sixth. GLUE's dev set is the test set here, used once; a tenth of its "
-        "train set chooses rates and epochs.",
+        "Rows: of SST-2 10,000 are trained on, a sixth. GLUE's dev set is the test set here and chooses nothing; a "
+        "tenth of its train set chooses rates and epochs.",
     ),
 )

@@ -9,7 +9,7 @@ from veneer.methods.table import find_method
 from veneer.paper import table2
 from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, Number, Outcome, Table, Verdict
 from veneer.paper.forgetting_measurement import METHODS as FORGETTING
-from veneer.paper.forgetting_measurement import NEIGHBOURS, measure
+from veneer.paper.forgetting_measurement import NEIGHBOURS, ROWS, measure
 from veneer.paper.protocol import SCALED_DOWN, TASKS, by_seed
 from veneer.paper.rates import best, chosen_rate, runs_at, sweep_of, tuned_runs
 from veneer.paper.tabulation import (
@@ -19,8 +19,8 @@ from veneer.paper.tabulation import (
     mean,
     mean_curves,
     mean_difference,
+    not_run,
     own_score_on_validation,
-    untested,
 )
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
@@ -122,7 +122,7 @@ def contents(grid: Grid, measurement: Measurement | None) -> Contents:
                 judge(claim=one.claim, source=one.source, differences={TASK: difference(first, second)})
                 for one, (first, second) in zip(COMPARISONS, sides, strict=True)
             ),
-            _forgets_less(runs_kept, quick=bool(measurement and measurement["quick"])),
+            *_forget_less(runs_kept, quick=bool(measurement and measurement["quick"])),
         ),
     )
 
@@ -136,7 +136,9 @@ def _chosen(grid: Grid) -> Table:
                 f"{record.config['learning_rate']:g}: {own_score_on_validation(record):.3f}" for record in done
             )
             own = find_method(method).learning_rate
-            rows.append((task, entry.label, told or None, None if chosen is None else f"{chosen:g}", f"{own:g}"))
+            is_edge = chosen in [record.config["learning_rate"] for record in (done[0], done[-1])] if done else False
+            shown = None if chosen is None else f"{chosen:g}" + ", at an edge" * is_edge
+            rows.append((task, entry.label, told or None, shown, f"{own:g}"))
     return Table(
         name="modern-rates",
         title="The learning rates that the exhibits' methods have at their own sizes",
@@ -144,25 +146,41 @@ def _chosen(grid: Grid) -> Table:
         rows=tuple(rows),
         notes=(
             "One seed a rate, and a step beyond the edge as long as the best lies there. The best on validation rows "
-            "is used for all seeds, among equals the one of least validation loss. No rate reaches 1.",
+            "is used for all seeds, among equals the one of least validation loss. No rate reaches 1, so that a best "
+            "rate may stay at the edge of what was tried.",
         ),
     )
 
 
 def _compared(sides: Sequence[tuple[list[RunRecord], ...]]) -> Table:
-    rows: list[tuple[Cell, ...]] = [
-        (one.first.label, mean(first), one.second.label, mean(second), difference(first, second))
-        for one, (first, second) in zip(COMPARISONS, sides, strict=True)
-    ]
+    rows: list[tuple[Cell, ...]] = []
+    for one, (first, second) in zip(COMPARISONS, sides, strict=True):
+        shown = [
+            cell
+            for side, mine in ((one.first, first), (one.second, second))
+            for cell in (side.label, _setting(mine), mean(mine))
+        ]
+        rows.append((*shown, difference(first, second)))
     return Table(
         name="modern-comparisons",
         title=f"Two by two on {TASK}",
-        columns=("First", "Test accuracy", "Second", "Test accuracy", "First minus second"),
+        columns=(
+            "First", "Its rate, # trained, precision", "Test accuracy", "Second", "Its rate, # trained, precision",
+            "Test accuracy", "First minus second",
+        ),
         rows=tuple(rows),
         notes=(
             "Mean ± sample standard deviation over seeds; the difference is over common seeds, with its 95 % interval.",
         ),
-    )
+    )  # fmt: skip
+
+
+def _setting(records: Sequence[RunRecord]) -> str | None:
+    """Return at which rate, with how many parameters beyond the head's and in which precision these runs were done."""
+    if not records:
+        return None
+    precisions = " and ".join(sorted({record.config["precision"] for record in records}))
+    return f"{records[0].config['learning_rate']:g}, {records[0].lora_parameters:,}, {precisions}"
 
 
 def _forgotten(grid: Grid, runs_kept: Sequence[Mapping[str, Any]]) -> Table:
@@ -190,7 +208,8 @@ def _forgotten(grid: Grid, runs_kept: Sequence[Mapping[str, Any]]) -> Table:
         notes=(
             f"Of film reviews, which the training had none of: the share of a sentence's {NEIGHBOURS} nearest "
             "neighbours that are still among them, and the mean cosine of its embedding before and after. Without any "
-            "forgetting both are 1. Means over seeds with their 95 % interval.",
+            f"forgetting both are 1; by chance {NEIGHBOURS / (ROWS - 1):.3f} of the neighbours would be kept. Means "
+            "over seeds with their 95 % interval.",
         ),
     )
 
@@ -209,7 +228,7 @@ def _rates_figure(wide: Mapping[str, Mapping[float, Sequence[RunRecord]]]) -> tu
 def _ten_times(wide: Mapping[str, Mapping[float, Sequence[RunRecord]]]) -> Verdict:
     claim, source = "LoRA's best learning rate is about ten times that of full fine-tuning", WITHOUT_REGRET
     if any(len(of) < len(SEEDS) for rates in wide.values() for of in rates.values()):
-        return untested(claim, source, "Not all rates were run with every seed yet.")
+        return not_run(claim, source, "Not all rates were run with every seed yet.")
     tops = {method: _best_rates(rates) for method, rates in wide.items()}
     ratios = {
         method: [lora / full for lora, full in zip(tops[method], tops["full"], strict=True)]
@@ -227,7 +246,7 @@ def _ten_times(wide: Mapping[str, Mapping[float, Sequence[RunRecord]]]) -> Verdi
         source=source,
         outcome=outcome,
         because=f"The best of five rates on validation rows, seed by seed: {because}. About ten means more than "
-        f"{TEN_TIMES[0]:.1f} and less than {TEN_TIMES[1]:.1f}.",
+        f"{TEN_TIMES[0]:.1f} and less than {TEN_TIMES[1]:.1f}; the rates lie half a decade apart.",
     )
 
 
@@ -240,23 +259,30 @@ def _best_rates(rates: Mapping[float, Sequence[RunRecord]]) -> list[float]:
     return [float(best(by_number[seed]).config["learning_rate"]) for seed in sorted(by_number)]
 
 
-def _forgets_less(runs_kept: Sequence[Mapping[str, Any]], *, quick: bool) -> Verdict:
-    """Return the verdict on LoRA of all linear layers, which is what its source speaks of."""
-    claim, source = "LoRA of all linear layers forgets less than full fine-tuning", LEARNS_LESS
-    if quick or not runs_kept:
-        return untested(claim, source, "Only a quick measurement was made." if quick else "Not measured yet.")
-    kept = {
-        method: {run["seed"]: run["neighbours_kept"] for run in runs_kept if run["method"] == method}
-        for method in FORGETTING
-    }
-    less = {
-        method: mean_difference([kept[method][seed] - kept["full"][seed] for seed in kept["full"]])
-        for method in FORGETTING
-        if method != "full"
-    }
-    verdict = judge(claim=claim, source=source, differences={"neighbours kept": less["lora-all"]})
-    beside = f" LoRA on query and value keeps {100 * less['lora-qv'].value:+.1f} points more than full fine-tuning."
-    return replace(verdict, because=verdict.because + beside)
+def _forget_less(runs_kept: Sequence[Mapping[str, Any]], *, quick: bool) -> tuple[Verdict, ...]:
+    """Return the verdict on each kind of LoRA; the source speaks of all linear layers."""
+
+    def minus_full(method: str, figure: str) -> Number:
+        kept = {run["seed"]: run[figure] for run in runs_kept if run["method"] == method}
+        return mean_difference([kept[run["seed"]] - run[figure] for run in runs_kept if run["method"] == "full"])
+
+    verdicts = []
+    for method in (method for method in FORGETTING if method != "full"):
+        claim = f"{table2.ENTRIES[method].label}, forgets less than full fine-tuning"
+        if quick or not runs_kept:
+            because = "Only a quick measurement was made." if quick else "Not measured yet."
+            verdicts.append(not_run(claim, LEARNS_LESS, because))
+            continue
+        verdict = judge(
+            claim=claim,
+            source=LEARNS_LESS,
+            differences={"neighbours kept": minus_full(method, "neighbours_kept")},
+        )
+        cosine = minus_full(method, "cosine")
+        ends = "" if cosine.low is None else f", 95 % interval {cosine.low:+.3f} to {cosine.high:+.3f}"
+        beside = f" The cosine to before, which does not decide: {cosine.value:+.3f}{ends}."
+        verdicts.append(replace(verdict, because=verdict.because + beside))
+    return tuple(verdicts)
 
 
 EXHIBIT = Exhibit(

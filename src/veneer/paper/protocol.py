@@ -10,6 +10,7 @@ from typing import Any
 
 from veneer.data.glue import TASKS as TASKS_OF_GLUE
 from veneer.training.config import RunConfig
+from veneer.training.grid import Grid
 
 MODEL = "minilm"
 TASKS = ("trec", "rotten-tomatoes")
@@ -41,6 +42,13 @@ SCALED_DOWN = (
     "Score: accuracy on test rows, which choose no rate and no epoch; the paper reports the best epoch on the rows it "
     "is chosen by. An interval tells how much seeds matter, not how much other test rows would.",
 )
+
+
+class ForeseenGrid(Grid):
+    """The same records, looked at as if every sweep had ended: tells which runs will follow.
+
+    A sweep that is not complete counts as having chosen a rate that no other run has.
+    """
 
 
 def run_of(data: str, method: str, seed: int, changes: Mapping[str, Any] | None = None) -> RunConfig:

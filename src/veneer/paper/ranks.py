@@ -147,14 +147,20 @@ def _figure(task: str, records: Mapping[Choice, Sequence[RunRecord]]) -> tuple[C
 
 def _verdicts(records: Records) -> tuple[Verdict, ...]:
     pair = QUERY_VALUE
-    better = (
-        ("At one budget, W_q and W_v with r = 4 do better than W_q alone with r = 8", Choice(("query",), 8)),
-        ("At one budget, W_q and W_v with r = 4 do better than W_k alone with r = 8", Choice(("key",), 8)),
+    better = tuple(
+        (f"At one budget, W_q and W_v with r = 4 do better than {SHORT[weight]} alone with r = 8", Choice((weight,), 8))
+        for weight in ("query", "key", "value")
     )
     return (
         *(
             judge(claim=claim, source="Table 5, section 7.1", differences=_minus(records, Choice(pair, 4), other))
             for claim, other in better
+        ),
+        judge(
+            claim="At one budget, all four with r = 2 do no worse than W_q and W_v with r = 4",
+            source="Table 5, section 7.1",
+            differences=_minus(records, Choice(ALL_FOUR, 2), Choice(pair, 4)),
+            margin=MARGIN,
         ),
         judge(
             claim="A very small rank is enough for W_q and W_v: r = 1 does no worse than r = 64",

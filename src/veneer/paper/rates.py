@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from veneer.methods.table import find_method
-from veneer.paper.protocol import run_of
+from veneer.paper.protocol import ForeseenGrid, run_of
 from veneer.paper.tabulation import found, own_score_on_validation
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
@@ -63,10 +63,12 @@ def best(records: Sequence[RunRecord]) -> RunRecord:
 
 
 def chosen_rate(grid: Grid, task: str, method: str, changes: Mapping[str, Any] | None = None) -> float | None:
-    """Return the best rate of the sweep; None as long as it is not complete."""
+    """Return the best rate of the sweep; as long as it is not complete None, or what is foreseen."""
     runs = sweep_of(grid, task, method, changes)
     done = found(grid, runs)
-    return float(best(done).config["learning_rate"]) if len(done) == len(runs) else None
+    if len(done) == len(runs):
+        return float(best(done).config["learning_rate"])
+    return rate_at(method, -FURTHEST - 1) if isinstance(grid, ForeseenGrid) else None
 
 
 def tuned_runs(

@@ -86,7 +86,8 @@ def contents(grid: Grid, measurement: Measurement | None) -> Contents:
         ),
         rows=tuple(rows),
         notes=(
-            "On test: GLUE's dev rows, used once; a tenth of train chose the epoch. Ours always start from nothing.",
+            "On test: GLUE's dev rows, which chose nothing; a tenth of train chose the epoch. Ours always start from "
+            "nothing.",
         ),
     )  # fmt: skip
     differences = {

@@ -14,7 +14,7 @@ from typing import Any
 from veneer.paper.exhibit import Measurement, Outcome, Verdict
 from veneer.paper.subspace import random_similarity
 from veneer.paper.subspace_measurement import LARGE, SMALL
-from veneer.paper.tabulation import FEWEST_PAIRS, mean_difference, untested
+from veneer.paper.tabulation import FEWEST_PAIRS, mean_difference, not_run
 
 SYMBOLS = {"query": "W_q", "value": "W_v"}
 TENTH = 38
@@ -98,14 +98,20 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 def _amplifies(measurement: Measurement) -> tuple[Outcome, str]:
     query = layers_of(measurement, "query")
     small, large = ([factor(layer, r) for layer in query] for r in (SMALL, LARGE))
-    claimed = every([side(small, 1), side(large, 1)])
     by_chance = [[random_factor(layer, r) for layer in query] for r in (SMALL, LARGE)]
+    claimed = every([_reachable(side(of, 1), chance) for of, chance in zip((small, large), by_chance, strict=True)])
     shown = " and ".join(f"{min(of):.2f} to {max(of):.2f}" for of in by_chance)
     return unlike_random(claimed, [more_than_random(layer, SMALL) for layer in query], FAR), (
         f"The factor |update| / |U^T W_q V| is {spread(small)} at r = {SMALL} and {spread(large)} at r = {LARGE}; "
         "below 1 the update is smaller than W_q in its own directions. Random directions with the same |update| would "
-        f"have {shown}. The factor grows with |update|, and so with how long was trained."
+        f"have {shown}. The factor grows with |update|, and so with how long was trained: where random directions "
+        "stay below 1 in every layer, a factor below 1 tells of that and contradicts nothing."
     )
+
+
+def _reachable(outcome: Outcome, by_chance: Sequence[float]) -> Outcome:
+    """Return the outcome; undecided where it is not held, but |update| is too small for random directions, too."""
+    return "undecided" if outcome == "not held" and max(by_chance) < 1 else outcome
 
 
 def _falls_with_rank(measurement: Measurement) -> tuple[Outcome, str]:
@@ -256,7 +262,7 @@ def verdicts(measurement: Measurement | None) -> tuple[Verdict, ...]:
     for claim, source, judge in CLAIMS:
         if measurement is None or quick or not measurement["layers"]:
             reason = "Only a quick measurement was made." if quick else "Not measured yet."
-            told.append(untested(claim, source, reason))
+            told.append(not_run(claim, source, reason))
         else:
             outcome, because = judge(measurement)
             told.append(Verdict(claim=claim, source=source, outcome=outcome, because=because))

@@ -101,7 +101,7 @@ EXHIBIT = Exhibit(
     name="table18",
     title="Does more rank help?",
     shows="Table 18 (appendix H): GPT-2 medium on E2E from r = 1 to r = 1024; loss is least from 16 to 512, BLEU best "
-    "at 4, the rank that the rate was tuned for.",
+    "at 4, for which some of the settings had been tuned.",
     contents=contents,
     sweep=sweep,
     runs=runs,

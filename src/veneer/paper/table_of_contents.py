@@ -26,6 +26,17 @@ EXHIBITS: Mapping[str, Exhibit] = {
     )
 }
 ALL = "all"
+ARITHMETIC = counts.EXHIBIT.name
+"""Its verdicts rest on no run."""
+NOT_ATTEMPTED = (
+    "Generation: Tables 3, 13 and 14 (GPT-2 on E2E, WebNLG and DART) and Table 4's WikiSQL and SAMSum; of Tables 3 and "
+    "4 only the counts are here.",
+    "MNLI, QNLI and QQP, and what starts from an adapter trained on MNLI.",
+    "RoBERTa large, DeBERTa XXL, GPT-2 and GPT-3 as models that are trained; Table 8, few-shot prompting.",
+    "The base's masked-word loss after fine-tuning: no pretrained model at hand has that head. What it keeps of its "
+    "sentence embeddings is measured instead.",
+)
+"""What no exhibit here has, by name."""
 
 
 def all_sheets(runs: Path, folder: Path) -> list[Sheet]:

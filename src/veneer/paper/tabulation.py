@@ -101,21 +101,29 @@ def difference(first: Sequence[RunRecord], second: Sequence[RunRecord], read: Re
         return Number(value=value, num_runs=0, signed=True, note="every pair has a collapsed run")
     left_out = len(pairs) - len(good)
     note = f"{left_out} pair{'s' * (left_out > 1)} with a collapsed run left out" if left_out else ""
-    return mean_difference([read(one) - read(other) for one, other in good], note=note)
+    num_rows = min((record.test or record.validation).num_examples for pair in good for record in pair)
+    return mean_difference([read(one) - read(other) for one, other in good], note=note, step=1 / num_rows)
 
 
-def mean_difference(values: Sequence[float], note: str = "") -> Number:
-    """Return the mean of one or more differences, a pair of runs each, with its confidence interval."""
-    center, half = fmean(values), _half_width(values)
+def mean_difference(values: Sequence[float], note: str = "", step: float = 0.0) -> Number:
+    """Return the mean of one or more differences, a pair of runs each, with its confidence interval.
+
+    Args:
+        values: the differences.
+        note: what must be known of them.
+        step: by which each of the two scores goes up or down: that they happen to be equal is no certainty, so the
+            spread counts as no less than that of rounding, step / sqrt(6) for a difference of two.
+    """
+    center, half = fmean(values), _half_width(values, step / math.sqrt(6))
     low, high = (None, None) if half is None else (center - half, center + half)
     return Number(value=center, low=low, high=high, num_runs=len(values), signed=True, note=note)
 
 
-def _half_width(values: Sequence[float]) -> float | None:
-    """Return half the width of Student's confidence interval for the mean; None below two values."""
+def _half_width(values: Sequence[float], least: float) -> float | None:
+    """Return half the width of Student's confidence interval for the mean, of a spread no less; None below two."""
     if len(values) < 2:
         return None
-    return _quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return _quantile(len(values) - 1) * max(stdev(values), least) / math.sqrt(len(values))
 
 
 def _quantile(freedom: float) -> float:
@@ -157,10 +165,18 @@ def mean_curves(
         for line, numbers in lines.items()
         if numbers
     )
+    collapsed = [
+        f"{line} at {x:g}: {number.note}"
+        for line, numbers in lines.items()
+        for x, number in numbers.items()
+        if number.note
+    ]
+    caption = f"Collapsed runs enter no mean unless all did. {'; '.join(collapsed)}." if collapsed else ""
     x_label = f"{x_label} (logarithmic)"
-    return (
-        (Curves(name=name, title=title, x_label=x_label, y_label=y_label, series=shown, log_x=True),) if shown else ()
-    )
+    curves = Curves(
+        name=name, title=title, x_label=x_label, y_label=y_label, series=shown, log_x=True, caption=caption
+    )  # fmt: skip
+    return (curves,) if shown else ()
 
 
 def _span(number: Number) -> tuple[float, float] | None:
@@ -171,31 +187,33 @@ def average(numbers: Sequence[Number]) -> Number:
     """Return the mean of several tasks' differences, each counted alike, with its confidence interval.
 
     Args:
-        numbers: one or more; without an interval of each there is none of their mean.
+        numbers: one or more, each with its interval.
     """
     if len(numbers) == 1:
         return numbers[0]
-    center, num_runs = fmean(number.value for number in numbers), min(number.num_runs or 0 for number in numbers)
-    parts = [
-        ((number.high - number.low) / (2 * _quantile(number.num_runs - 1)), number.num_runs - 1)
-        for number in numbers
-        if number.low is not None and number.high is not None and number.num_runs
-    ]
+    parts = [_standard_error(number) for number in numbers]
     variance = sum(error**2 for error, _ in parts)
-    if len(parts) < len(numbers):
-        return Number(value=center, num_runs=num_runs, signed=True)
     freedom = variance**2 / sum(error**4 / freedom for error, freedom in parts) if variance else 1.0
-    half = _quantile(freedom) * math.sqrt(variance) / len(numbers)
-    low, high = center - half, center + half
-    return Number(value=center, low=low, high=high, num_runs=num_runs, signed=True)
+    center, half = fmean(number.value for number in numbers), _quantile(freedom) * math.sqrt(variance) / len(numbers)
+    num_runs = min(number.num_runs or 0 for number in numbers)
+    return Number(value=center, low=center - half, high=center + half, num_runs=num_runs, signed=True)
+
+
+def _standard_error(number: Number) -> tuple[float, int]:
+    """Return the standard error that an interval was made of, and its degrees of freedom."""
+    assert number.low is not None, "it has an interval"
+    assert number.high is not None, "it has an interval"
+    assert number.num_runs is not None, "it is of runs"
+    freedom = number.num_runs - 1
+    return (number.high - number.low) / (2 * _quantile(freedom)), freedom
 
 
 def judge(*, claim: str, source: str, differences: Mapping[str, Number | None], margin: float | None = None) -> Verdict:
     """Return the verdict on "the first is better", or with a margin on "the first is no worse".
 
-    The mean over the tasks that were run decides, by its confidence interval: the claim holds where all of it lies
-    above 0, or with a margin above -margin, and does not where all of it lies below. Anything else, and fewer than
-    `FEWEST_PAIRS` pairs on a task, leave it undecided.
+    The mean over the tasks that have `FEWEST_PAIRS` pairs decides, by its confidence interval: the claim holds where
+    all of it lies above 0, or with a margin above -margin, and does not where all of it lies below. Anything else
+    leaves it undecided; tasks with fewer pairs are told, and decide nothing.
 
     Args:
         claim: what the paper says.
@@ -203,27 +221,29 @@ def judge(*, claim: str, source: str, differences: Mapping[str, Number | None], 
         differences: task -> first - second; None where there is no pair of runs.
         margin: how much worse still counts as no worse, in the score's own unit.
     """
-    done = [number for number in differences.values() if number is not None]
-    if not done:
-        return untested(claim, source, "Not run yet.")
+    if not any(differences.values()):
+        return not_run(claim, source)
     bar = 0.0 if margin is None else -margin
     because = "; ".join(f"{task}: {_told(number, bar)}" for task, number in differences.items()) + "."
-    overall = average(done)
-    if len(done) > 1:
-        because += f" Over these tasks: {_told(overall, bar)}."
+    deciding = {task: number for task, number in differences.items() if number is not None and _can_decide(number)}
+    overall = average(list(deciding.values())) if deciding else None
+    if len(deciding) > 1:
+        because += f" Over {' and '.join(deciding)}: {_told(overall, bar)}."
+    elif deciding and len(differences) > 1:
+        because += f" Judged by {next(iter(deciding))} alone."
     if margin is not None:
         because += f" No worse means by less than {100 * margin:.1f} points."
     return Verdict(claim=claim, source=source, outcome=_decide(overall, bar), because=because)
 
 
-def _decide(number: Number, bar: float) -> Outcome:
-    if number.low is None or number.high is None or _too_few(number):
+def _decide(overall: Number | None, bar: float) -> Outcome:
+    if overall is None or overall.low is None or overall.high is None:
         return "undecided"
-    return "held" if number.low > bar else "not held" if number.high < bar else "undecided"
+    return "held" if overall.low > bar else "not held" if overall.high < bar else "undecided"
 
 
-def _too_few(number: Number) -> bool:
-    return (number.num_runs or 0) < FEWEST_PAIRS
+def _can_decide(number: Number) -> bool:
+    return number.low is not None and (number.num_runs or 0) >= FEWEST_PAIRS
 
 
 def _told(number: Number | None, bar: float) -> str:
@@ -231,17 +251,22 @@ def _told(number: Number | None, bar: float) -> str:
     if number is None:
         return "not run yet"
     points = f"{100 * number.value:+.1f} points"
-    note = f" ({number.note})" if number.note else ""
+    over = f"over {number.num_runs} seed{'s' * (number.num_runs != 1)}" + (f" ({number.note})" if number.note else "")
     if number.low is None or number.high is None:
-        return f"{points} without a spread{note}"
-    ends = f"{100 * number.low:+.1f} to {100 * number.high:+.1f}"
-    text = f"{points}, 95 % interval {ends} over {number.num_runs} seeds{note}"
-    if _too_few(number):
+        return f"{points} without a spread {over}"
+    text = f"{points}, 95 % interval {100 * number.low:+.1f} to {100 * number.high:+.1f} {over}"
+    if not _can_decide(number):
         return f"{text}, too few to decide"
-    place = f"{100 * bar:+.1f}" if bar else "0"
-    return f"{text}, which includes {place}" if number.low <= bar <= number.high else text
+    if number.low <= bar <= number.high:
+        text += f", which includes {f'{100 * bar:+.1f}' if bar else '0'}"
+    return f"{text}; that is a loss, however small" if bar < 0 and number.high < 0 else text
 
 
 def untested(claim: str, source: str, because: str) -> Verdict:
-    """Return the verdict on a claim that nothing here could decide."""
+    """Return the verdict on a claim that is out of reach here."""
     return Verdict(claim=claim, source=source, outcome="not tested at this scale", because=because)
+
+
+def not_run(claim: str, source: str, because: str = "Not run yet.") -> Verdict:
+    """Return the verdict on a claim whose runs or measurement are missing."""
+    return Verdict(claim=claim, source=source, outcome="not run yet", because=because)

@@ -9,7 +9,8 @@ MARKS: Mapping[Outcome, str] = {
     "held": "+",
     "not held": "\N{MULTIPLICATION SIGN}",
     "undecided": "?",
-    "not tested at this scale": "\N{MIDDLE DOT}",
+    "not run yet": "\N{MIDDLE DOT}",
+    "not tested at this scale": "-",
 }
 """What stands before an outcome; in Latin-1, as a terminal may know no more."""
 WAITING = "Nothing of ours is there yet."

@@ -22,6 +22,8 @@ def sheet_as_markdown(sheet: Sheet, figures: str) -> str:
         parts.append("## What was scaled down\n\n" + "\n".join(f"- {line}" for line in sheet.scaled_down))
     if sheet.missing:
         parts.append("## Missing\n\n" + "\n".join(f"- {name}" for name in sheet.missing))
+    if sheet.following:
+        parts.append(f"Then runs at rates that are not chosen yet: {'; '.join(sheet.following)}.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -4,6 +4,7 @@ The page opens with the claims and what became of each; every exhibit follows wi
 down and what is missing. `paper_page.html.j2` beside it says where things stand, and escapes all of them.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from veneer.paper.exhibit import Sheet, Table
+from veneer.paper.table_of_contents import ARITHMETIC, NOT_ATTEMPTED
 from veneer.report.formatting import listed
 from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, is_numeric, is_waiting
 from veneer.report.paper_figures import caption_of
@@ -70,7 +72,16 @@ def render_paper(sheets: Sequence[Sheet], drawings: Mapping[str, str]) -> str:
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("veneer.report").joinpath("paper_page.html.j2").read_text("utf-8"))
-    return template.render(sections=[_section(sheet, drawings) for sheet in sheets], marks=MARKS, palette=_DARK_PALETTE)
+    outcomes = Counter(verdict.outcome for sheet in sheets if sheet.exhibit != ARITHMETIC for verdict in sheet.verdicts)
+    num_decided = outcomes["held"] + outcomes["not held"]
+    return template.render(
+        sections=[_section(sheet, drawings) for sheet in sheets],
+        marks=MARKS,
+        palette=_DARK_PALETTE,
+        num_decided=num_decided,
+        num_measured=num_decided + outcomes["undecided"],
+        not_attempted=NOT_ATTEMPTED,
+    )
 
 
 def _section(sheet: Sheet, drawings: Mapping[str, str]) -> Section:

@@ -14,6 +14,7 @@ _STYLES: dict[Outcome, str] = {
     "held": "green",
     "not held": "red",
     "undecided": "yellow",
+    "not run yet": "cyan",
     "not tested at this scale": "cyan",
 }
 _MOST_NAMED = 5
@@ -43,6 +44,8 @@ def sheet_on_terminal(sheet: Sheet) -> Iterator[RenderableType]:
     yield from (Text(f"  {line}", style="dim") for line in sheet.scaled_down)
     if sheet.missing:
         yield Text(f"\n{missing_line(sheet, named=_MOST_NAMED)}", style="yellow")
+    if sheet.following:
+        yield Text(f"Then runs at rates that are not chosen yet: {'; '.join(sheet.following)}", style="yellow")
 
 
 def missing_line(sheet: Sheet, *, named: int) -> str:
