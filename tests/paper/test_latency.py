@@ -14,6 +14,7 @@ from veneer.paper.latency_measurement import (
     QUICK_SETTINGS,
     SETTINGS,
     SWEEP,
+    Setting,
     interleaved,
     methods,
     model_with,
@@ -61,17 +62,19 @@ def test_the_interval_of_a_slow_down_is_that_of_the_sign_test(trials, left_out):
 
 
 def measured(lin: float, houlsby: float, growth: float) -> dict[str, Any]:
-    """Times of six trials in the paper's settings; `growth` multiplies the slow-down at the smallest batch."""
-    settings = []
-    for setting in SETTINGS:
+    """Times of six trials in all settings; `growth` multiplies the slow-down at the smallest batch."""
+
+    def times(setting: Setting) -> dict[str, Any]:
         extra = growth if setting.batch == 1 else 1.0
         plain = [10.0, 11.0, 12.0, 13.0, 14.0, 15.0]
-        times = {
-            name: [ms * (1 + share * extra) for ms in plain]
-            for name, share in ((PLAIN, 0.0), ("lora", 0.02), ("lin", lin), ("houlsby", houlsby))
+        slower = {PLAIN: 0.0, "lora": 0.02, "lin": lin, "houlsby": houlsby}
+        return {
+            **asdict(setting),
+            "ms": {name: [ms * (1 + share * extra) for ms in plain] for name, share in slower.items()},
         }
-        settings.append({"batch": setting.batch, "tokens": setting.tokens, "ms": times})
-    return {"quick": False, "settings": settings, "sweep": []}
+
+    settings, sweep = ([times(setting) for setting in of] for of in (SETTINGS, SWEEP))
+    return {"quick": False, "settings": settings, "sweep": sweep}
 
 
 @pytest.mark.parametrize(
@@ -92,9 +95,15 @@ def test_the_verdicts_turn_with_the_times(tmp_path, lin, houlsby, growth, outcom
 def test_where_intervals_overlap_nothing_is_decided(tmp_path):
     """Either is the faster one in half of the trials."""
     times = {PLAIN: [12.0, 10.0] * 3, "lora": [11.0] * 6, "lin": [11.0] * 6, "houlsby": [13.0, 9.0, 9.0] * 2}
-    value = {"quick": False, "sweep": [], "settings": [{"batch": b, "tokens": 8, "ms": times} for b in (1, 16)]}
+    of = [{**asdict(Setting(batch=b, tokens=8, lin=4, houlsby=4)), "ms": times} for b in (1, 16)]
+    value = {"quick": False, "sweep": of, "settings": of}
     outcomes = {verdict.outcome for verdict in latency.EXHIBIT.sheet(Grid(folder=tmp_path), value).verdicts}
     assert outcomes == {"undecided"}
+
+
+def test_without_figure_5_nothing_is_said_of_batch_and_length(tmp_path):
+    sheet = latency.EXHIBIT.sheet(Grid(folder=tmp_path), {**measured(0.02, 0.03, 10), "sweep": []})
+    assert [verdict.outcome for verdict in sheet.verdicts] == ["held", "not run yet", "held"]
 
 
 def test_a_quick_measurement_decides_nothing(tmp_path):

@@ -39,8 +39,10 @@ SCALED_DOWN = (
     "Training: 3 epochs in batches of 32; each method's learning rate is the best of three or more on validation "
     "rows, with one seed. The paper sweeps rates too and trains for 2 to 80 epochs. Most runs are best in their last "
     "epoch, so that longer training might change their order.",
-    "Score: accuracy on test rows, which choose no rate and no epoch; the paper reports the best epoch on the rows it "
-    "is chosen by. An interval tells how much seeds matter, not how much other test rows would.",
+    "Score: what the task is judged by, which is accuracy but for some of GLUE's, on test rows. They choose no rate "
+    "and no epoch; validation rows do, the rate by the same score and the epoch by macro-F1. The paper reports the "
+    "best epoch on the rows it is chosen by. An interval tells how much seeds matter, not how much other test rows "
+    "would.",
 )
 
 

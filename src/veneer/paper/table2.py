@@ -129,7 +129,7 @@ _UNTESTED = (
     untested(
         "Starting from an adapter trained on MNLI helps on MRPC, RTE and STS-B",
         "section 5.2, the rows of LoRA without †",
-        "MNLI has 393,000 rows, 46 times those of the largest task here, and every seed of every method would start "
+        "MNLI has 393,000 rows, 46 times those of Rotten Tomatoes, and every seed of every method would start "
         "from runs on it.",
     ),
 )
