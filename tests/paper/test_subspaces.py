@@ -123,6 +123,18 @@ def test_what_the_paper_describes_holds_every_claim_but_that_of_ranks(measured):
     assert outcomes(described) == ["held", "undecided", *["held"] * 6]
 
 
+def test_no_amplification_contradicts_only_where_random_directions_would_amplify(measured):
+    def outcome(by_chance: float) -> str:
+        def weak(layer: dict[str, Any]) -> None:
+            for update in layer["adapters"]:
+                update["delta_norm"] = by_chance * update["random"]
+                update["own"] = 5 * update["delta_norm"]  # a factor of a fifth
+
+        return outcomes(with_layers(measured, weak))[0]
+
+    assert (outcome(1.5), outcome(0.9)) == ("not held", "undecided")
+
+
 def test_ranks_differ_beyond_chance_where_the_larger_has_more_of_the_weight_beside_random(measured):
     def more_at_the_larger(layer: dict[str, Any]) -> None:
         for update in layer["adapters"]:

@@ -151,10 +151,11 @@ def _fill(
     from veneer.training.grid import run_here
     from veneer.training.ray_runs import ray_runner
 
-    missing, num_wanted = len(grid.missing(wanted())), len(wanted())
+    configs = wanted()
+    missing = len(grid.missing(configs))
     if not missing:
         return
-    note(f"{missing} of {num_wanted} runs are missing")
+    note(f"{missing} of {len(configs)} runs are missing")
     if ray is None and workers == 1:
         with progress_bars() as bars:
             for _ in grid.fill(wanted, bars, seconds=seconds):
