@@ -13,7 +13,7 @@ from rich.table import Table
 from veneer.paper.protocol import TASKS
 from veneer.paper.table2 import runs_of
 from veneer.paper.table_of_contents import ARITHMETIC, EXHIBITS, all_sheets
-from veneer.paper.tabulation import difference, found, own_score_on_test
+from veneer.paper.tabulation import difference, found, in_points, own_score_on_test
 from veneer.report.summary import summarize
 from veneer.report.terminal import markdown_table, results_table
 from veneer.report.verdict import headline
@@ -73,10 +73,7 @@ def paper_block() -> str:
 def paired(lora: Sequence[RunRecord], full: Sequence[RunRecord]) -> str:
     """Return the difference seed by seed, as the page's verdicts have it."""
     gap = difference(lora, full, own_score_on_test)
-    if gap is None or gap.low is None or gap.high is None:
-        return ""
-    ends = f"95 % interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
-    return f"On these rows, seed by seed, LoRA minus full is {100 * gap.value:+.1f} points ({ends} over seeds)."
+    return "" if gap is None else f"On these rows, seed by seed, LoRA minus full is {in_points(gap)}."
 
 
 def console_lines(table: Table) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 from veneer.data.glue import TASKS
 from veneer.paper.exhibit import Cell, Contents, Exhibit, Measurement, Table
 from veneer.paper.protocol import by_seed, run_of
-from veneer.paper.table2 import COLUMNS, PAPER_ROWS
+from veneer.paper.table2 import COLUMNS, FROM_MNLI, LORA_ROW, PAPER_ROWS
 from veneer.paper.tabulation import best_on_dev, found, judge, mean, mean_difference, median_on_dev, own_score_on_test
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -16,9 +16,7 @@ MODEL = "FacebookAI/roberta-base"
 METHOD = "lora-qv"
 SEEDS = range(5)
 MARGIN = 0.01
-ROW = next(cells for name, _, cells in PAPER_ROWS if name == "RoBERTa base, LoRA")
-FROM_MNLI = ("glue/mrpc", "glue/rte", "glue/stsb")
-"""Tasks whose printed score starts from an adapter trained on MNLI."""
+_, _, ROW = PAPER_ROWS[LORA_ROW]
 SETTINGS: Mapping[str, Any] = {
     "model": MODEL,
     "precision": "bfloat16",
@@ -76,7 +74,7 @@ def contents(grid: Grid, measurement: Measurement | None) -> Contents:
         mine = records[task]
         settings = (recipe.batch_size, recipe.epochs, f"{recipe.learning_rate:g}")
         ours = (mean(mine, own_score_on_test), median_on_dev(mine), len(mine))
-        start = "an adapter trained on MNLI" if task in FROM_MNLI else "nothing"
+        start = "an adapter trained on MNLI" if TASKS[task].folder in FROM_MNLI else "nothing"
         rows.append((TASKS[task].folder, *settings, *ours, ROW[COLUMNS.index(TASKS[task].folder)], start))
     table = Table(
         name="roberta",
@@ -93,7 +91,7 @@ def contents(grid: Grid, measurement: Measurement | None) -> Contents:
     differences = {
         task: mean_difference([best_on_dev(record) - printed(task) for record in good]) if good else None
         for task, of in records.items()
-        if task not in FROM_MNLI
+        if TASKS[task].folder not in FROM_MNLI
         for good in [[record for record in of if not record.collapsed]]
     }
     verdict = judge(

@@ -247,19 +247,26 @@ def _can_decide(number: Number) -> bool:
 
 
 def _told(number: Number | None, bar: float) -> str:
-    """Return a difference in points, as a sentence's part."""
+    """Return a difference in points and how it lies to the bar, as a sentence's part."""
     if number is None:
         return "not run yet"
-    points = f"{100 * number.value:+.1f} points"
-    over = f"over {number.num_runs} seed{'s' * (number.num_runs != 1)}" + (f" ({number.note})" if number.note else "")
+    text = in_points(number)
     if number.low is None or number.high is None:
-        return f"{points} without a spread {over}"
-    text = f"{points}, 95 % interval {100 * number.low:+.1f} to {100 * number.high:+.1f} {over}"
+        return text
     if not _can_decide(number):
         return f"{text}, too few to decide"
     if number.low <= bar <= number.high:
         text += f", which includes {f'{100 * bar:+.1f}' if bar else '0'}"
     return f"{text}; that is a loss, however small" if bar < 0 and number.high < 0 else text
+
+
+def in_points(number: Number) -> str:
+    """Return a difference in points with its interval, as a sentence's part."""
+    points = f"{100 * number.value:+.1f} points"
+    over = f"over {number.num_runs} seed{'s' * (number.num_runs != 1)}" + (f" ({number.note})" if number.note else "")
+    if number.low is None or number.high is None:
+        return f"{points} without a spread {over}"
+    return f"{points}, 95 % interval {100 * number.low:+.1f} to {100 * number.high:+.1f} {over}"
 
 
 def untested(claim: str, source: str, because: str) -> Verdict:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from veneer.paper.exhibit import Cell, Number, Outcome, Table
+from veneer.paper.exhibit import Cell, Number, Outcome, Sheet, Table
 from veneer.report.formatting import UNKNOWN, count, plain
 
 MARKS: Mapping[Outcome, str] = {
@@ -37,6 +37,11 @@ def cell_note(cell: Cell) -> str:
         return ""
     runs = f"n = {cell.num_runs}" if cell.num_runs is not None else ""
     return ", ".join(part for part in (runs, plain(cell.note)) if part)
+
+
+def following_line(sheet: Sheet) -> str:
+    """Return what will be missing once the sweeps have ended, without a full stop; nothing where no sweep is open."""
+    return f"Then runs at rates that are not chosen yet: {'; '.join(sheet.following)}" if sheet.following else ""
 
 
 def is_numeric(cells: list[Cell]) -> bool:

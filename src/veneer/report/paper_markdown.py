@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from veneer.paper.exhibit import Cell, Sheet, Table
-from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, is_numeric, is_waiting
+from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, following_line, is_numeric, is_waiting
 from veneer.report.paper_figures import caption_of
 
 
@@ -22,8 +22,8 @@ def sheet_as_markdown(sheet: Sheet, figures: str) -> str:
         parts.append("## What was scaled down\n\n" + "\n".join(f"- {line}" for line in sheet.scaled_down))
     if sheet.missing:
         parts.append("## Missing\n\n" + "\n".join(f"- {name}" for name in sheet.missing))
-    if sheet.following:
-        parts.append(f"Then runs at rates that are not chosen yet: {'; '.join(sheet.following)}.")
+    if line := following_line(sheet):
+        parts.append(f"{line}.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from veneer.paper.exhibit import Sheet, Table
 from veneer.paper.table_of_contents import ARITHMETIC, NOT_ATTEMPTED
 from veneer.report.formatting import listed
-from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, is_numeric, is_waiting
+from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, following_line, is_numeric, is_waiting
 from veneer.report.paper_figures import caption_of
 
 _DARK_PALETTE = ("#4aa8e8", "#ff8a3d", "#2fc99a", "#e79ac4", "#8fd0f5", "#ffc04d", "#b0b0b0", "#a294ee")
@@ -61,6 +61,8 @@ class Section:
     figures: list[ShownFigure]
     outcome: str
     """How many claims held and so on, in words."""
+    following: str
+    """What will be missing once the sweeps have ended, or nothing."""
 
 
 def render_paper(sheets: Sequence[Sheet], drawings: Mapping[str, str]) -> str:
@@ -94,6 +96,7 @@ def _section(sheet: Sheet, drawings: Mapping[str, str]) -> Section:
             for figure in sheet.figures
         ],
         outcome=outcome_in_words(sheet),
+        following=following_line(sheet),
     )
 
 

@@ -8,7 +8,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from veneer.paper.exhibit import Outcome, Sheet, Table
-from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, is_numeric, is_waiting
+from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, following_line, is_numeric, is_waiting
 
 _STYLES: dict[Outcome, str] = {
     "held": "green",
@@ -44,8 +44,8 @@ def sheet_on_terminal(sheet: Sheet) -> Iterator[RenderableType]:
     yield from (Text(f"  {line}", style="dim") for line in sheet.scaled_down)
     if sheet.missing:
         yield Text(f"\n{missing_line(sheet, named=_MOST_NAMED)}", style="yellow")
-    if sheet.following:
-        yield Text(f"Then runs at rates that are not chosen yet: {'; '.join(sheet.following)}", style="yellow")
+    if line := following_line(sheet):
+        yield Text(line, style="yellow")
 
 
 def missing_line(sheet: Sheet, *, named: int) -> str:
