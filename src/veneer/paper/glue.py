@@ -8,7 +8,7 @@ from veneer.paper import data
 from veneer.paper.exhibit import Contents, Exhibit, Measurement, Table
 from veneer.paper.protocol import MODEL, SCALED_DOWN, by_seed
 from veneer.paper.rates import sweep_of, tuned_runs
-from veneer.paper.table2 import COLUMNS, ENTRIES, PAPER_ROWS, claims, method_table
+from veneer.paper.table2 import COLUMNS, ENTRIES, FULL_ROW, LORA_ROW, PAPER_ROWS, claims, method_table
 from veneer.paper.tabulation import found
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -52,7 +52,7 @@ def contents(grid: Grid, measurement: Measurement | None) -> Contents:
 
 
 def _tasks_table() -> Table:
-    full, lora = (next(row[-1] for row in PAPER_ROWS if row[0] == f"RoBERTa base, {name}") for name in ("FT*", "LoRA"))
+    full, lora = (PAPER_ROWS[place][-1] for place in (FULL_ROW, LORA_ROW))
     return Table(
         name="glue-tasks",
         title="The tasks",

@@ -15,9 +15,7 @@ OWN_FOLDERS = ("adapter", "model")
 
 def require_free(folder: Path, *, overwrite: bool, advice: str = "") -> None:
     """Raise an `OutputExistsError` if `folder` holds anything, unless it may be overwritten and that is Veneer's."""
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise OutputExistsError(f"{path} is a file; choose another path for the run folder")
+    _require_no_file(folder, "the run folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         what = "already holds a run" if _own_records(folder) else "is not empty"
         raise OutputExistsError(f"{folder} {what}; choose another --out, or pass --overwrite to replace it{advice}")
@@ -25,6 +23,12 @@ def require_free(folder: Path, *, overwrite: bool, advice: str = "") -> None:
     if foreign and not _own_records(folder):
         listed = ", ".join(foreign)
         raise OutputExistsError(f"{folder} holds {listed}, which no finished run wrote; choose another --out")
+
+
+def _require_no_file(folder: Path, what: str) -> None:
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise OutputExistsError(f"{path} is a file; choose another path for {what}")
 
 
 def _own_records(folder: Path) -> list[RunRecord]:
@@ -70,9 +74,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.resolve() == Path.cwd():
         raise OutputExistsError(f"{folder} is the folder that you are in; name a new one inside it, or elsewhere")
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise OutputExistsError(f"{path} is a file; choose another path for the folder to write")
+    _require_no_file(folder, "the folder to write")
     if folder.is_dir() and any(folder.iterdir()):
         raise OutputExistsError(f"{folder} is not empty, and nothing is overwritten; choose another path")
     with partial_folder(folder) as partial:
