@@ -31,7 +31,7 @@ UNCHANGED_AT_THE_START = [name for name in METHODS if "prefix" not in name]
 PREFIXES = [name for name in METHODS if "prefix" in name]
 BASELINES = [name for name, method in METHODS.items() if method.part]
 WITHOUT_POSITIONS = {"llama", "mistral", "qwen2", "deberta-v2"}
-"""Families without a table of positions, the last of them by a setting."""
+"""Families without a table of positions, the last of them in the shape of version 3: disentangled attention."""
 
 
 def sizes_of(family):
@@ -49,6 +49,15 @@ def sizes_of(family):
         "electra": {"embedding_size": HIDDEN},
         "mistral": {"num_key_value_heads": 3},
         "qwen2": {"num_key_value_heads": 3},
+        "deberta-v2": {
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_buckets": 4,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        },
     }
     return sizes | own.get(family, {})
 

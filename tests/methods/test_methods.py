@@ -86,8 +86,12 @@ def test_own_targets_make_lora_qv_work_for_a_family_it_does_not_know(model):
 
 def test_a_family_that_is_not_known_is_named_with_what_to_do_and_the_model_is_as_it_was(model):
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    with pytest.raises(ConfigError, match=r"'gpt2'.*known: albert, bert,.*lora-all, or lora-qv with --target"):
+    with pytest.raises(ConfigError, match=r"'gpt-x'.*known: albert, bert,.*lora-all, or lora-qv with --target"):
+        attached(model, "lora-qv", model_type="gpt-x")
+    with pytest.raises(ConfigError, match="parts of one layer in model family 'gpt2'; choose them by weights"):
         attached(model, "lora-qv", model_type="gpt2")
+    with pytest.raises(ConfigError, match="the head names pooler, which BertForSequenceClassification has not"):
+        attach(model, METHODS["full"], model_type="bert", head=("pooler",), config=CONFIG, own_targets=False)
     with pytest.raises(TargetError, match="r=13 is larger"):
         attached(model, "lora-all", config=LoraConfig(r=13))
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before

@@ -1,5 +1,8 @@
 """Trained tokens against plain models that are handed the embeddings, and against PEFT's prompt and prefix tuning."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import peft
 import pytest
 import torch
@@ -145,12 +148,14 @@ def test_the_start_is_the_same_from_a_model_in_training_whose_mode_and_generator
     starts = []
     for training in (False, True):
         model = tiny("bert").train(training)
-        model.dropout.train(not training)
+        block = model.bert.encoder.layer[1]
+        block.output.dropout.train(not training)
         before = torch.get_rng_state()
         attached(model, "prefix-layer", "bert")
         assert torch.equal(torch.get_rng_state(), before)
         assert model.bert.training == training
-        assert model.dropout.training != training
+        assert block.training == training
+        assert block.output.dropout.training != training
         starts.append(rows_of(model))
     assert all(torch.equal(one, other) for one, other in zip(*starts, strict=True))
 
@@ -223,7 +228,7 @@ def test_a_model_without_a_table_of_positions_has_no_such_limit():
     for family in ("llama", "deberta-v2"):
         model = tiny(family)
         attached(model, "prefix-embed", family)
-        model(ids(2, 15))
+        assert model(ids(2, POSITIONS)).logits.shape == (2, CLASSES)
 
 
 def test_inputs_without_ids_or_with_positions_are_refused_with_every_reason():
@@ -246,6 +251,53 @@ def test_the_encoder_called_by_itself_is_the_plain_one():
     assert torch.equal(model.bert(ids()).last_hidden_state, before)
 
 
+def test_the_encoder_is_the_plain_one_also_after_a_call_that_failed():
+    model = tiny("bert")
+    before = model.bert(ids()).last_hidden_state
+    attached(model, "prefix-layer", "bert")
+    hook = model.classifier.register_forward_hook(lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(ids())
+    hook.remove()
+    assert torch.equal(model.bert(ids()).last_hidden_state, before)
+
+
+def test_threads_do_not_see_each_others_places():
+    """One thread stands still inside its call while another makes a whole one, of other lengths."""
+    model = tiny("bert")
+    attached(model, "prefix-layer", "bert")
+    shaken(model)
+    long, short = ids(2, 9), ids(2, 9)
+    mask = (torch.arange(9) < 4).long().expand(2, -1)
+    expected = model(long).logits
+    inside, go_on = threading.Event(), threading.Event()
+
+    def stop(module, args):
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            assert go_on.wait(60)
+
+    hook = model.bert.encoder.layer[0].register_forward_pre_hook(stop)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: model(long).logits)
+        assert inside.wait(60)
+        model(short, attention_mask=mask)
+        go_on.set()
+        torch.testing.assert_close(waiting.result(60), expected)
+    hook.remove()
+
+
+@pytest.mark.parametrize("name", ["prefix-embed", "prefix-layer"])
+def test_ids_beyond_the_vocabulary_are_errors_as_in_the_plain_model(name):
+    model = tiny("bert")
+    attached(model, name, "bert")
+    for beyond in (0, 2, 100):
+        text = ids()
+        text[0, 3] = WORDS + beyond
+        with pytest.raises(IndexError):
+            model(text)
+
+
 def test_settings_that_leave_no_token_or_no_room_are_refused_and_the_model_is_as_it_was():
     with pytest.raises(ConfigError, match="both 0"):
         PrefixConfig(prefix_tokens=0, infix_tokens=0, every_block=False)
@@ -253,7 +305,7 @@ def test_settings_that_leave_no_token_or_no_room_are_refused_and_the_model_is_as
         PrefixConfig(prefix_tokens=1, infix_tokens=-1, every_block=False)
     model = tiny("bert")
     before = model(ids()).logits
-    with pytest.raises(ConfigError, match="23 trained tokens leave no room for text in 23 positions"):
+    with pytest.raises(ConfigError, match=r"23 trained tokens leave no room.*23 positions; .*can be 22 at most"):
         attached(model, "lora-prefix-embed", "bert", prefix_tokens=20, infix_tokens=3)
     assert torch.equal(model(ids()).logits, before)
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 
+import veneer
 from tests.methods.families import (
     BASELINES,
     CASES,
@@ -121,7 +122,7 @@ def test_state_dict_goes_round(name, family):
 def test_bfloat16_autocast_runs_near_float32_and_trains_in_float32(name, family):
     model = tiny(family)
     attached(model, name, family)
-    exact = model(ids()).logits
+    exact = shaken(model)(ids()).logits
     with torch.autocast("cpu", torch.bfloat16):
         rounded = model(ids()).logits
     assert (rounded.float() - exact).abs().max() < 0.1 * exact.abs().max() + 0.1
@@ -132,11 +133,18 @@ def test_bfloat16_autocast_runs_near_float32_and_trains_in_float32(name, family)
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_a_base_in_bfloat16_stays_so_and_what_is_added_is_float32(name, family):
-    model = tiny(family, dtype=torch.bfloat16)
+    model, exact = tiny(family, dtype=torch.bfloat16), tiny(family)
+    exact.load_state_dict(model.state_dict())
     attached(model, name, family)
-    assert model(ids()).logits.dtype == torch.bfloat16
+    attached(exact, name, family)
+    state = trained_state(shaken(exact))
+    load_trained_state(model, state)
+    logits, expected = model(ids()).logits, exact(ids()).logits
+    assert logits.dtype == torch.bfloat16
+    assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max() + 0.1
     plain = dict(tiny(family).named_parameters())
-    assert {t.dtype for key, t in trained_state(model).items() if key not in plain} <= {torch.float32}
+    added = {t.dtype for key, t in trained_state(model).items() if key not in plain}
+    assert added == (set() if name in {"bitfit", "top2"} else {torch.float32})
 
 
 @each_case
@@ -197,6 +205,54 @@ def test_every_problem_with_loaded_weights_is_named_and_nothing_is_written(famil
     assert "no.such.weight is not trained" in str(caught.value)
     assert f"{second} has shape (99,)" in str(caught.value)
     assert all(torch.equal(tensor, before[key]) for key, tensor in trained_state(model).items())
+
+
+@pytest.mark.parametrize("name", ["houlsby", "prefix-embed", "lora-prefix-layer"])
+def test_verbs_of_lora_refuse_a_model_with_other_parts(name, tmp_path):
+    model = tiny("bert")
+    attached(model, name, "bert")
+    before = shaken(model)(ids()).logits
+
+    def disable():
+        with veneer.disabled(model):
+            pass
+
+    for verb in (
+        lambda: veneer.save(model, tmp_path / "adapter"),
+        lambda: veneer.state(model),
+        lambda: veneer.merge(model),
+        lambda: veneer.remove(model),
+        disable,
+    ):
+        with pytest.raises(AdapterStateError, match=r"parts of a method that is not LoRA alone.*trained_state"):
+            verb()
+    assert torch.equal(model(ids()).logits, before)
+    assert not any(tmp_path.iterdir())
+    detach(model)
+
+
+def test_detach_within_disabled_is_refused_and_changes_nothing():
+    model = tiny("bert")
+    attached(model, "lora-qv", "bert")
+    before = shaken(model)(ids()).logits
+    with veneer.disabled(model), pytest.raises(AdapterStateError, match="leave the block first"):
+        detach(model)
+    assert torch.equal(model(ids()).logits, before)
+    detach(model)
+
+
+@pytest.mark.parametrize("name", ["full", "head", "houlsby"])
+def test_a_model_that_is_adapted_already_is_refused(name):
+    model = tiny("bert")
+    veneer.adapt(model, veneer.LoraConfig(r=2, targets=["query"]))
+    before = trained_names(model)
+    with pytest.raises(AdapterStateError, match=r"adapted already; call veneer\.remove or veneer\.merge"):
+        attached(model, name, "bert")
+    assert trained_names(model) == before
+
+
+def trained_names(model):
+    return [key for key, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def test_one_method_at_a_time():

@@ -27,6 +27,7 @@ from veneer.lora.layers import (
     Slot,
     adapted_modules,
     adapted_slots,
+    is_other_part,
     plain_modules,
 )
 from veneer.lora.own_tensors import exchange, own_tensors, trained_names
@@ -235,6 +236,24 @@ def merged(model: nn.Module) -> Iterator[None]:
 
 def adapted_root(model: nn.Module) -> tuple[nn.Module, Adaptation]:
     """Return the module that `adapt` was called with, `model` itself or one inside it, and what was done to it.
+
+    Raises:
+        AdapterStateError: there is none, or more than one, or it is within `disabled` or `merged`, or it holds parts
+            that are no low-rank updates, of which these verbs would know nothing.
+    """
+    root, record = recorded_root(model)
+    parts = [name for name, module in named_modules(root).items() if is_other_part(module)]
+    if parts:
+        raise AdapterStateError(
+            f"{type(model).__name__} holds parts of a method that is not LoRA alone ({', '.join(parts[:3])}"
+            f"{', ...' if len(parts) > 3 else ''}); use trained_state, load_trained_state and detach of "
+            "veneer.methods.trained"
+        )
+    return root, record
+
+
+def recorded_root(model: nn.Module) -> tuple[nn.Module, Adaptation]:
+    """Return the same whatever else the model holds.
 
     Raises:
         AdapterStateError: there is none, or more than one, or it is within `disabled` or `merged`.

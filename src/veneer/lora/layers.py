@@ -155,6 +155,11 @@ def plain_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield plain[name], module
 
 
+def is_other_part(module: nn.Module) -> bool:
+    """Return whether a module has something added that is no low-rank update."""
+    return isinstance(module, AdaptedModule) and not isinstance(module, AdaptedLayer | AdaptedParameters)
+
+
 def adapted_modules(root: nn.Module) -> dict[str, AdaptedLayer | AdaptedParameters]:
     """Return the adapted modules by the names their bases had."""
     return {

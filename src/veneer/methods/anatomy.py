@@ -111,12 +111,22 @@ def anatomy_of(model_type: str) -> Anatomy:
     return ANATOMIES[model_type]
 
 
+def has_fused(model_type: str) -> bool:
+    """Return whether the family's query, key and value are known to be one layer."""
+    return model_type in ANATOMIES and ANATOMIES[model_type].is_fused
+
+
 def query_value(model_type: str) -> tuple[str, str]:
     """Return the names of the query and value projections of a model family.
 
     Raises:
         ConfigError: the family is not known, or its projections are fused into one layer.
     """
+    if has_fused(model_type):
+        raise ConfigError(
+            f"query and value are parts of one layer in model family {model_type!r}; choose them by weights, "
+            "query and value"
+        )
     if model_type not in QUERY_VALUE:
         raise ConfigError(
             f"no query and value projections are known for model family {model_type!r} (known: "

@@ -106,7 +106,7 @@ class WithBottleneck(AdaptedModule):
         super().__init__()
         self.base = base
         self.bottleneck = bottleneck
-        self.train(base.training)
+        self.follow_mode()
 
 
 class AfterModule(WithBottleneck):
@@ -163,7 +163,10 @@ def insert_bottlenecks(
     """
     blocks = block_names(model, anatomy)
     if config.dropped_blocks >= len(blocks):
-        raise ConfigError(f"dropped_blocks is {config.dropped_blocks}, but the model has only {len(blocks)} blocks")
+        raise ConfigError(
+            f"dropped_blocks is {config.dropped_blocks}, but the model has {len(blocks)} blocks: "
+            f"{len(blocks) - 1} is the most"
+        )
     placement, wrapped = PLACEMENTS[config.variant], {}
     for block in blocks[config.dropped_blocks :]:
         for part, wrapper in placement.wrappers(anatomy).items():

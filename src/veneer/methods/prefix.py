@@ -19,6 +19,7 @@ Only calls of the model itself get the tokens: calls of the encoder inside it ar
 """
 
 import inspect
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,20 @@ class PrefixConfig:
         return self.prefix_tokens + self.infix_tokens
 
 
+class Places(threading.local):
+    """Where the trained tokens stand in the call that a thread is in: calls in several threads know nothing of another.
+
+    Attributes:
+        now: (rows, l_p + l_i), the place of each; None while the model does not run.
+    """
+
+    now: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type["Places"], tuple[()]]:
+        """Become new places in a copy."""
+        return Places, ()
+
+
 class Insertion:
     """The hooks on a model: they put the trained tokens into its inputs, and know where for as long as it runs.
 
@@ -75,8 +90,7 @@ class Insertion:
         self.first_id = first_id
         self.after_first = after_first
         self.max_positions = max_positions
-        self.places: Tensor | None = None
-        """(rows, l_p + l_i), where each trained token stands; None while the model does not run."""
+        self.places = Places()
 
     def insert(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -98,8 +112,10 @@ class Insertion:
         after = (last + 0.5).expand(-1, self.num_infix)
         column = torch.arange(num_tokens, device=ids.device).expand(num_rows, -1)
         order = torch.cat([column, before, after], dim=1).argsort(dim=1, stable=True)
-        self.places = order.argsort(dim=1)[:, num_tokens:]
-        own = self.first_id + torch.arange(self.num_prefix + self.num_infix, device=ids.device).expand(num_rows, -1)
+        self.places.now = order.argsort(dim=1)[:, num_tokens:]
+        num_own = self.num_prefix + self.num_infix
+        own = self.first_id + torch.arange(num_own, device=ids.device).expand(num_rows, -1)
+        ids = torch.where(ids < self.first_id, ids, ids + num_own)  # beyond the vocabulary, and beyond the trained rows
         given["input_ids"] = torch.cat([ids, own], dim=1).gather(1, order)
         given["attention_mask"] = torch.cat([mask, mask.new_ones(own.shape)], dim=1).gather(1, order)
         if types is not None:
@@ -109,7 +125,7 @@ class Insertion:
 
     def forget(self, model: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Forget where the tokens stood: a forward hook."""
-        self.places = None
+        self.places.now = None
 
     def _require_insertable(self, given: Mapping[str, Any]) -> None:
         ids, mask = given.get("input_ids"), given.get("attention_mask")
@@ -144,7 +160,7 @@ class TrainedTokens(AdaptedModule):
         super().__init__()
         self.base = base
         self.rows = nn.Parameter(rows)
-        self.train(base.training)
+        self.follow_mode()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (...) to embeddings (..., d)."""
@@ -169,11 +185,11 @@ class TrainedInputs(AdaptedModule):
         self.base = base
         self.rows = nn.Parameter(rows)
         self.insertion = insertion
-        self.train(base.training)
+        self.follow_mode()
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the base's own signature
         """Map (rows, tokens, d) to what the base makes of it."""
-        places = self.insertion.places
+        places = self.insertion.places.now
         if places is not None:
             index = places.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
             hidden = hidden.scatter(1, index, self.rows.to(hidden.dtype).expand(index.shape))
@@ -197,7 +213,11 @@ def insert_tokens(
         max_positions=num_positions(model),
     )
     if insertion.max_positions is not None and num_own >= insertion.max_positions:
-        raise ConfigError(f"{num_own} trained tokens leave no room for text in {insertion.max_positions} positions")
+        most = insertion.max_positions - 1
+        raise ConfigError(
+            f"{num_own} trained tokens leave no room for text in {most + 1} positions; prefix_tokens and infix_tokens "
+            f"together can be {most} at most"
+        )
     ids = _sampled_words(words, num_own, generator)
     deeper = blocks[1:] if config.every_block else []
     inputs = _block_inputs(model, [model.get_submodule(name) for name in deeper], ids)

@@ -8,7 +8,10 @@ from torch import nn
 
 from veneer.errors import ConfigError, gathered, unknown_name
 from veneer.lora.config import LoraConfig
+from veneer.methods.anatomy import has_fused, query_value
 from veneer.methods.table import PROJECTIONS, Counts, Method, attach, find_method, low_rank, resized, sizes_of
+
+QUERY_VALUE = ("query", "value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class MethodSettings:
         if self.targets is not None and self.weights:
             problems.append("targets and weights are both given; choose the layers by one of them")
         given = "targets" if self.targets is not None else "weights" if self.weights else ""
-        if given and method.targets is None:
+        if given and not method.has_updates:
             problems.append(f"{given} are given, but the method {self.method!r} adapts no layers")
         if problems:
             raise ConfigError(gathered(f"the method {self.method!r} cannot be used so:", problems))
@@ -64,11 +67,12 @@ class MethodSettings:
         Raises:
             ConfigError: the family is not known.
         """
-        if self.weights:
-            return low_rank(self._lora(), model_type, self.weights)
+        own = self.chosen.targets
+        weights = self.weights or (QUERY_VALUE if own is query_value and has_fused(model_type) else ())
         if self.targets is not None:
             return self._lora(self.targets)
-        own = self.chosen.targets
+        if weights:
+            return low_rank(self._lora(), model_type, weights)
         return self._lora(own(model_type) if own else ())
 
     def to_json(self) -> dict[str, Any]:

@@ -20,10 +20,11 @@ from typing import Any
 from torch import Generator, nn
 from torch.utils.hooks import RemovableHandle
 
-from veneer.errors import AdapterStateError, unknown_name
+from veneer.errors import AdapterStateError, ConfigError, unknown_name
 from veneer.lora.config import ALL_LINEAR, LoraConfig
 from veneer.lora.inject import adapt, remove
 from veneer.lora.selectors import Terms
+from veneer.lora.targets import ADAPTATION
 from veneer.methods.anatomy import Anatomy, anatomy_of, query_value
 from veneer.methods.bottleneck import BottleneckConfig, insert_bottlenecks
 from veneer.methods.prefix import PrefixConfig, insert_tokens
@@ -220,11 +221,17 @@ def attach(
         own_targets: whether `config.targets` replaces the method's own choice of layers.
 
     Raises:
-        TargetError, ConfigError: the layers cannot be found or adapted. The model is as it was.
-        AdapterStateError: a method is attached already.
+        TargetError, ConfigError: the layers, or a module of the head, cannot be found or adapted. The model is as it
+            was.
+        AdapterStateError: a method is attached already, or an adapter is in the model.
     """
     if RECORD in vars(model):
         raise AdapterStateError("a method is attached to this model already; call detach first")
+    modules = dict(model.named_modules())
+    if any(ADAPTATION in vars(module) for module in modules.values()):
+        raise AdapterStateError("the model is adapted already; call veneer.remove or veneer.merge first")
+    if missing := [name for name in head if name not in modules]:
+        raise ConfigError(f"the head names {', '.join(missing)}, which {type(model).__name__} has not; give full names")
     was_trainable = {name: weight.requires_grad for name, weight in named_weights(model).items()}
     lora = 0
     hooks: tuple[RemovableHandle, ...] = ()
@@ -240,7 +247,7 @@ def attach(
     return Counts(
         trainable=sum(weight.numel() for weight in trained.values()),
         lora=lora,
-        head=sum(p.numel() for name in head for p in model.get_submodule(name).parameters()),
+        head=sum(p.numel() for name in head for p in modules[name].parameters()),
         total=sum(weight.numel() for weight in weights.values()),
     )
 

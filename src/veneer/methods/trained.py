@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from veneer.errors import AdapterMismatchError, AdapterStateError, gathered
-from veneer.lora.inject import remove
-from veneer.lora.layers import AdaptedLayer, AdaptedModule, AdaptedParameters, plain_modules
+from veneer.lora.inject import recorded_root, remove
+from veneer.lora.layers import is_other_part, plain_modules
 from veneer.lora.targets import ADAPTATION
 
 RECORD = "veneer_method"
@@ -74,15 +74,17 @@ def detach(model: nn.Module) -> None:
     With one exception: full fine-tuning keeps no copy of the model, so there only the flags go back.
 
     Raises:
-        AdapterStateError: no method is attached.
+        AdapterStateError: no method is attached, or the model is within `disabled` or `merged`.
     """
     record = _record(model)
+    if is_adapted := ADAPTATION in vars(model):
+        recorded_root(model)
     for hook in record.hooks:
         hook.remove()
     for name, module in list(model.named_modules()):  # none of these is within another
-        if isinstance(module, AdaptedModule) and not isinstance(module, AdaptedLayer | AdaptedParameters):
+        if is_other_part(module):
             model.set_submodule(name, module.base)
-    if ADAPTATION in vars(model):
+    if is_adapted:
         remove(model)
     for name, weight in named_weights(model).items():
         weight.requires_grad_(record.was_trainable[name])
