@@ -245,6 +245,10 @@ TRAINING: dict[str, Case] = {
         lambda s: s.training("--method", "full", "--target", "query"),
         ["'full' adapts no layers"],
     ),
+    "a target for the head alone": (
+        lambda s: s.training("--method", "head", "--target", "query"),
+        ["'head' adapts no layers"],
+    ),
     "several bad settings at once": (
         lambda s: s.training("--r", 0, "--epochs", 0, "--learning-rate", 2, "--precision", "int8"),
         ["r is 0", "epochs is 0", "learning_rate is 2.0", "precision is 'int8'; it must be one of auto, float32"],

@@ -200,7 +200,7 @@ def test_texts_are_cut_to_leave_room_for_the_trained_tokens(tables, tiny, tmp_pa
         (("--method", "lora-qv", "--weights", "query,x"), ["weights is ('query', 'x')", "query, key, value, output"]),
         (("--weights", "query", "--target", "value"), ["targets and weights are both given"]),
         (("--method", "bitfit", "--weights", "query"), ["weights are given", "'bitfit' adapts no layers"]),
-        (("--method", "adapterdrop"), ["dropped_blocks is 2", "only 2 blocks"]),
+        (("--method", "adapterdrop"), ["dropped_blocks is 2", "has 2 blocks: 1 is the most"]),
     ],
 )
 def test_settings_that_cannot_be_used_are_named(tables, tiny, tmp_path, options, reasons):
@@ -212,7 +212,7 @@ def test_settings_that_cannot_be_used_are_named(tables, tiny, tmp_path, options,
 
 def test_compare_puts_them_beside_lora_and_asks_first_whether_they_fit(tables, tiny, tmp_path):
     files = ("--model", tiny, "--data", tables / "train.csv", *COLUMNS, *SETTINGS, "--out", tmp_path / "out")
-    assert "only 2 blocks" in refused("compare", *files, "--methods", "head,adapterdrop")
+    assert "has 2 blocks: 1 is the most" in refused("compare", *files, "--methods", "head,adapterdrop")
     assert not (tmp_path / "out").exists()
     ended = worked("compare", *files, "--methods", "pfeiffer,lora-qv")
     names = " ".join(line[:16].strip() for line in ended.out.splitlines())

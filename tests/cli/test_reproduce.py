@@ -1,7 +1,12 @@
 """`veneer reproduce`: fills what is missing, once; renders what is there; measures where it is asked to."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -75,11 +80,82 @@ def test_no_run_begins_after_the_budget(scratch, exhibits):
     assert "the budget is spent" in ended.err
 
 
+def test_the_budget_counts_from_the_start(scratch, exhibits, monkeypatch):
+    """Looking for what is missing takes of it too."""
+    small = table_of_contents.EXHIBITS["small"]
+
+    def slow(grid):
+        time.sleep(0.2)
+        return small.runs(grid)
+
+    monkeypatch.setitem(table_of_contents.EXHIBITS, "small", replace(small, runs=slow))
+    ended = worked("reproduce", "small", "--budget", "0.1s")
+    assert "2 runs are missing" in ended.err
+    assert "[1/2]" not in ended.err
+
+
+def test_what_cannot_be_written_or_found_is_told_before_anything_is_run(scratch, exhibits, monkeypatch, tmp_path):
+    (scratch / "a-file").write_text("")
+    before = sorted(scratch.iterdir())
+    for option in ("--out", "--runs"):
+        ended = veneer("reproduce", "small", option, "a-file/inside")
+        assert ended.code == 2
+        assert "a-file is a file; a folder is needed there" in ended.err
+    small = table_of_contents.EXHIBITS["small"]
+    rte = replace(
+        small, runs=lambda grid: [*small.runs(grid), RunConfig(model="m", data="glue/rte", method="head", seed=7)]
+    )
+    monkeypatch.setitem(table_of_contents.EXHIBITS, "small", rte)
+    ended = veneer("reproduce", "small", "--glue", "nowhere")
+    assert ended.code == 2
+    assert "glue/rte is not in nowhere" in ended.err
+    assert "[1/" not in ended.err
+    assert sorted(scratch.iterdir()) == before
+
+
+def test_a_folder_without_records_is_told(scratch, exhibits):
+    assert "there are no records of runs" in worked("reproduce", "small", "--render-only", "--runs", "resluts").err
+    worked("reproduce", "small")
+    assert "no records" not in worked("reproduce", "small", "--render-only").err
+
+
 def test_two_runs_at_once_are_told_line_by_line(scratch, exhibits):
     ended = worked("reproduce", "small", "--workers", 2)
     assert "[1/2]" in ended.err
     assert "[2/2]" in ended.err
     assert len(list((scratch / "results/runs").rglob("results.json"))) == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupt_ends_everything_with_one_line_and_leaves_nothing(scratch, tables, tiny, workers):
+    """As Ctrl-C on a terminal does, it reaches every process; the runs' own are still importing."""
+    ours = f"""
+import veneer.paper.table_of_contents as contents
+from veneer.cli import main
+from veneer.paper.exhibit import Contents, Exhibit
+from veneer.training.config import RunConfig
+
+def runs(grid):
+    return [RunConfig(model={str(tiny)!r}, data={str(tables / "train.csv")!r}, text="text", label="label",
+                      method="head", seed=seed, epochs=500, max_tokens=24) for seed in (0, 1)]
+
+if __name__ == "__main__":
+    contents.EXHIBITS = {{"small": Exhibit(name="small", title="T", shows="N.", runs=runs,
+                                          contents=lambda grid, measurement: Contents())}}
+    main()
+"""
+    (scratch / "ours.py").write_text(ours)
+    command = [sys.executable, "ours.py", "reproduce", "small", "--workers", str(workers)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    lines = [process.stderr.readline() for _ in range(2 + workers)]
+    assert "[1/2]" in "".join(lines)
+    os.killpg(process.pid, signal.SIGINT)
+    rest = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    assert rest.splitlines()[-1].startswith("error: stopped")
+    assert "Traceback" not in rest
+    assert not list(scratch.rglob("results.json"))
 
 
 def test_a_cluster_needs_ray(scratch, exhibits, monkeypatch):
@@ -106,7 +182,7 @@ def test_rendering_elsewhere_takes_the_measurements_that_are_committed_unless_th
     (scratch / "elsewhere/measurements").mkdir()
     ended = worked("reproduce", "timed", "--render-only", "--out", "elsewhere")
     assert "the measurement itself" in ended.out
-    assert ended.err == ""
+    assert "are taken" not in ended.err
 
 
 def test_an_unknown_exhibit_lists_the_known(scratch, exhibits):

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from tests.report.records import record
-from veneer.errors import VeneerError
+from veneer.errors import ConfigError, VeneerError
 from veneer.results import RESULTS_FILE, Results, write_results
 from veneer.training import config as config_module
 from veneer.training import grid as module
@@ -50,6 +50,17 @@ def test_runs_that_are_there_are_found_and_not_done_again(tmp_path, monkeypatch,
     assert [grid.find(config).seed for config in CONFIGS] == [0, 1, 2]
     for folder in (tmp_path / "runs").iterdir():
         assert [file.name for file in folder.iterdir()] == [RESULTS_FILE]
+
+
+def test_a_record_that_cannot_be_read_is_named_with_what_to_do(tmp_path):
+    grid = Grid(folder=tmp_path)
+    keep(grid, CONFIGS[0])
+    place = grid.place(CONFIGS[0])
+    (place / RESULTS_FILE).write_text("{")
+    with pytest.raises(
+        ConfigError, match=rf"not a results file.*\nDelete the folder {place}, and the run is done again"
+    ):
+        grid.find(CONFIGS[0])
 
 
 def test_two_spellings_of_one_run_are_done_once(tmp_path):

@@ -38,6 +38,11 @@ def print_json(value: Mapping[str, object]) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def run_label(config: "RunConfig") -> str:
+    """Return by what a run is known among others."""
+    return f"{config.data}, {config.method}, seed {config.seed}, rate {config.peak_learning_rate():g}"
+
+
 class ProgressBars:
     """Shows one bar for the current run and one for all; off a terminal, one line a run."""
 
@@ -52,10 +57,9 @@ class ProgressBars:
         if num_runs > 1 and self.all_runs is None:
             self.all_runs = self.bars.add_task("all runs", total=num_runs, note="")
         self.num_finished = number - 1
-        name = f"{config.method}, seed {config.seed}"
-        self.current = self.bars.add_task(name, total=None, note="loading")
+        self.current = self.bars.add_task(f"{config.method}, seed {config.seed}", total=None, note="loading")
         if not stderr.is_terminal:
-            note(f"[{number}/{num_runs}] {name} ...")
+            note(f"[{number}/{num_runs}] {run_label(config)} ...")
 
     def run_progressed(self, progress: "RunProgress") -> None:
         """Show a step of the current run."""

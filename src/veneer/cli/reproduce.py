@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from veneer.cli import options
-from veneer.cli.console import note, progress_bars, stdout
+from veneer.cli.console import note, progress_bars, run_label, stdout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from veneer.training.grid import Grid
     from veneer.training.run import Progress
 
+_UNLIMITED = 400
+"""Width in characters of what goes into a file or a pipe, where nothing needs to be broken."""
 _COMMITTED = Path("results/paper")
 _UNITS = {"h": 3600, "m": 60, "s": 1}
 _BUDGET = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
@@ -32,7 +35,7 @@ class RunLines:
 
     def run_started(self, config: "RunConfig", number: int, num_runs: int) -> None:
         """Show which run begins."""
-        note(f"[{number}/{num_runs}] {config.data}, {config.method}, seed {config.seed} ...")
+        note(f"[{number}/{num_runs}] {run_label(config)} ...")
 
     def run_progressed(self, progress: "Progress") -> None:
         """Show nothing."""
@@ -81,37 +84,44 @@ def reproduce(
     ] = _COMMITTED,
 ) -> None:
     """Run what is missing for the paper's tables and figures, and write them with the paper's numbers beside ours."""
+    started = time.monotonic()
     from veneer.paper.protocol import by_seed
     from veneer.paper.table_of_contents import all_sheets, find_exhibits
     from veneer.report.paper_files import write_paper
     from veneer.report.paper_terminal import sheet_on_terminal
     from veneer.training.grid import Grid
+    from veneer.training.output import made_folder, require_folder
 
     chosen = find_exhibits(name)
     seconds = None if budget is None else parse_seconds(budget)
-    grid = Grid(folder=runs)
+    for folder in (runs, out):
+        require_folder(folder)
+    with made_folder(out):  # what cannot be written is found out before anything is run
+        pass
+    if not runs.is_dir():
+        note(f"{runs} does not exist: there are no records of runs (--runs names their folder)")
     if not render_only:
-        started = time.monotonic()
 
         def left() -> float | None:
             return None if seconds is None else max(0.0, seconds - (time.monotonic() - started))
 
         with_runs = _with_data(chosen, name, glue)
 
-        def wanted() -> "list[RunConfig]":
+        def wanted(grid: Grid) -> "list[RunConfig]":
             """One seed of everything first."""
             configs = [config for exhibit in with_runs for config in exhibit.wanted(grid)]
             return by_seed([_with_glue(config, glue) for config in configs])
 
-        _fill(grid, wanted, workers, ray, left())
+        _fill(runs, wanted, workers, ray, left)
         _measure([exhibit.name for exhibit in chosen], out, quick, left)
     sheets = all_sheets(runs, _measured(out) if render_only else out)
     page = write_paper(sheets, out)
+    tables_out = stdout if stdout.is_terminal else Console(highlight=False, width=_UNLIMITED)
     for sheet in sheets:
         if sheet.exhibit in {exhibit.name for exhibit in chosen}:
-            for part in sheet_on_terminal(sheet):
-                stdout.print(part)
-            stdout.print()
+            for part in sheet_on_terminal(sheet, stdout.width if stdout.is_terminal else None):
+                tables_out.print(part)
+            tables_out.print()
     stdout.print(f"page: {page}", markup=False, soft_wrap=True)
 
 
@@ -145,24 +155,35 @@ def _with_glue(config: "RunConfig", folder: str | None) -> "RunConfig":
 
 
 def _fill(
-    grid: "Grid", wanted: "Callable[[], list[RunConfig]]", workers: int, ray: str | None, seconds: float | None
+    folder: Path,
+    wanted: "Callable[[Grid], list[RunConfig]]",
+    workers: int,
+    ray: str | None,
+    left: "Callable[[], float | None]",
 ) -> None:
-    """Do the missing runs."""
-    from veneer.training.grid import run_here
+    """Do the missing runs while time is left."""
+    from veneer.data.glue import TASKS, task_files
+    from veneer.paper.protocol import ForeseenGrid
+    from veneer.training.grid import Grid, run_here
     from veneer.training.ray_runs import ray_runner
 
-    configs = wanted()
-    missing = len(grid.missing(configs))
+    grid, foreseen = Grid(folder=folder), ForeseenGrid(folder=folder)
+    missing = grid.missing(wanted(grid))
     if not missing:
         return
-    note(f"{missing} of {len(configs)} runs are missing")
+    later = len(foreseen.missing(wanted(foreseen))) - len(missing)
+    more = f", and {later} more once rates are chosen" if later > 0 else ""
+    note(f"{len(missing)} runs are missing{more}")
+    for config in {config.data: config for config in missing}.values():
+        if config.data in TASKS:
+            task_files(TASKS[config.data], config.glue, note)
     if ray is None and workers == 1:
         with progress_bars() as bars:
-            for _ in grid.fill(wanted, bars, seconds=seconds):
+            for _ in grid.fill(lambda: wanted(grid), bars, seconds=left()):
                 pass
         return
     with nullcontext(run_here) if ray is None else ray_runner(ray) as runner:
-        for _ in grid.fill(wanted, RunLines(), runner=runner, workers=workers, seconds=seconds):
+        for _ in grid.fill(lambda: wanted(grid), RunLines(), runner=runner, workers=workers, seconds=left()):
             pass
 
 

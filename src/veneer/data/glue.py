@@ -135,11 +135,20 @@ def read_splits(task: GlueTask, folder: str | None, notify: Callable[[str], None
         DataError: the folder does not hold the task, or a file cannot be used; every problem is named.
         DownloadError: there is no folder, and the hub cannot be reached.
     """
-    place = folder or os.environ.get(VARIABLE)
-    files = _find(task, Path(place).expanduser()) if place else _download(task, notify)
+    files = task_files(task, folder, notify)
     parts = {side: _read(task, file) for side, file in files.items()}
     splits = make_splits(parts["train"], validation=None, test=parts["dev"], seed=0, name=task.name)
     return replace(splits, notes=(*splits.notes, *_notes(task, files, parts)))
+
+
+def task_files(task: GlueTask, folder: str | None, notify: Callable[[str], None] | None = None) -> dict[str, Path]:
+    """Return the files of train and dev, fetched from the hub where there is no folder.
+
+    Raises:
+        DataError, DownloadError: see `read_splits`.
+    """
+    place = folder or os.environ.get(VARIABLE)
+    return _find(task, Path(place).expanduser()) if place else _download(task, notify)
 
 
 def _find(task: GlueTask, place: Path) -> dict[str, Path]:

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
@@ -139,6 +140,7 @@ def run_in_process(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["veneer.training.run"])
+    _start_server()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(config, folder, sender, overwrite, threads), daemon=True)
     process.start()
@@ -166,6 +168,19 @@ def run_in_process(
     return outcome
 
 
+def _start_server() -> None:
+    """Start the server of processes, if it is not running, with interrupts blocked in it and in what it forks.
+
+    Ctrl-C goes to every process of a terminal; one that is still importing could only print where it was.
+    """
+    resource_tracker.ensure_running()  # else started by the server's start, which would unblock interrupts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _cause(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
@@ -179,6 +194,7 @@ def _child(config: RunConfig, folder: Path, sender: Connection, overwrite: bool,
     if threads is not None:
         torch.set_num_threads(threads)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         sender.send(run(config, folder, on_progress=sender.send, notify=sender.send, overwrite=overwrite))
     except (VeneerError, OSError) as error:
         with suppress(BrokenPipeError):  # whoever asked is gone

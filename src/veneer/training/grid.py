@@ -10,6 +10,7 @@ Several runs at once share the machine's threads evenly; their times then say no
 
 import hashlib
 import json
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from veneer.errors import ConfigError
 from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
 from veneer.training.compare import Watcher, run_in_process
 from veneer.training.config import Precision, RunConfig, resolve_precision
@@ -81,9 +83,18 @@ class Grid:
         return [self.folder / name for name in _names(config)]
 
     def find(self, config: RunConfig) -> RunRecord | None:
-        """Return the record of the run that `config` defines, or None where it has not been done."""
+        """Return the record of the run that `config` defines, or None where it has not been done.
+
+        Raises:
+            ConfigError: the record cannot be read.
+        """
         done = next((place for place in self.places(config) if (place / RESULTS_FILE).is_file()), None)
-        return None if done is None else _record(done, (done / RESULTS_FILE).stat().st_mtime_ns)
+        if done is None:
+            return None
+        try:
+            return _record(done, (done / RESULTS_FILE).stat().st_mtime_ns)
+        except ConfigError as error:
+            raise ConfigError(f"{error}\nDelete the folder {done}, and the run is done again") from None
 
     def done(self, configs: Sequence[RunConfig]) -> list[RunRecord]:
         """Return the records of those of `configs` that have been done, in order, each run once."""
@@ -119,26 +130,31 @@ class Grid:
 
         Raises:
             VeneerError: a run cannot be done. Those that were finished stay; those under way are finished first.
+            KeyboardInterrupt: as it came. Runs under way here are ended, and leave nothing.
         """
         started = time.monotonic()
         begun: set[Path] = set()
         running: set[Future[RunRecord]] = set()
         with ThreadPoolExecutor(workers) as pool:
-            while True:
-                while len(running) < workers and (seconds is None or time.monotonic() - started < seconds):
-                    waiting = [config for config in self.missing(wanted()) if self.place(config) not in begun]
-                    if not waiting:
-                        break
-                    watcher.run_started(waiting[0], len(begun) + 1, len(begun) + len(waiting))
-                    begun.add(self.place(waiting[0]))
-                    running.add(pool.submit(self._run, waiting[0], watcher, runner, workers))
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    record = future.result()
-                    watcher.run_ended(record)
-                    yield record
+            try:
+                while True:
+                    while len(running) < workers and (seconds is None or time.monotonic() - started < seconds):
+                        waiting = [config for config in self.missing(wanted()) if self.place(config) not in begun]
+                        if not waiting:
+                            break
+                        watcher.run_started(waiting[0], len(begun) + 1, len(begun) + len(waiting))
+                        begun.add(self.place(waiting[0]))
+                        running.add(pool.submit(self._run, waiting[0], watcher, runner, workers))
+                    if not running:
+                        return
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        record = future.result()
+                        watcher.run_ended(record)
+                        yield record
+            except (KeyboardInterrupt, GeneratorExit):
+                _end(running)
+                raise
 
     def _run(self, config: RunConfig, watcher: Watcher, runner: Runner, workers: int) -> RunRecord:
         config = replace(config, precision=resolve_precision(config.precision))  # the runner's machine may have others
@@ -146,3 +162,11 @@ class Grid:
         with new_folder(self.place(config)) as partial:
             write_results(partial, results)
         return results.records[0]
+
+
+def _end(running: set[Future[RunRecord]]) -> None:
+    """End the processes of these runs, of those too that are only about to begin."""
+    while running:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        _, running = wait(running, timeout=0.2)

@@ -15,7 +15,7 @@ OWN_FOLDERS = ("adapter", "model")
 
 def require_free(folder: Path, *, overwrite: bool, advice: str = "") -> None:
     """Raise an `OutputExistsError` if `folder` holds anything, unless it may be overwritten and that is Veneer's."""
-    _require_no_file(folder, "the run folder")
+    require_folder(folder)
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         what = "already holds a run" if _own_records(folder) else "is not empty"
         raise OutputExistsError(f"{folder} {what}; choose another --out, or pass --overwrite to replace it{advice}")
@@ -25,10 +25,11 @@ def require_free(folder: Path, *, overwrite: bool, advice: str = "") -> None:
         raise OutputExistsError(f"{folder} holds {listed}, which no finished run wrote; choose another --out")
 
 
-def _require_no_file(folder: Path, what: str) -> None:
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise OutputExistsError(f"{path} is a file; choose another path for {what}")
+def require_folder(path: Path) -> None:
+    """Raise an `OutputExistsError` if `path`, or one above it, is a file, so that no folder can be there."""
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise OutputExistsError(f"{part} is a file; a folder is needed there, so choose another path")
 
 
 def _own_records(folder: Path) -> list[RunRecord]:
@@ -74,7 +75,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.resolve() == Path.cwd():
         raise OutputExistsError(f"{folder} is the folder that you are in; name a new one inside it, or elsewhere")
-    _require_no_file(folder, "the folder to write")
+    require_folder(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise OutputExistsError(f"{folder} is not empty, and nothing is overwritten; choose another path")
     with partial_folder(folder) as partial:
