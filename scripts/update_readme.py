@@ -10,10 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from veneer.paper.exhibit import Sheet
 from veneer.paper.protocol import TASKS
 from veneer.paper.table2 import runs_of
-from veneer.paper.table_of_contents import ARITHMETIC, EXHIBITS, all_sheets
+from veneer.paper.table_of_contents import ARITHMETIC, EXHIBITS, LATER_WORK, SCALE, all_sheets
 from veneer.paper.tabulation import difference, found, in_points, own_score_on_test
+from veneer.report.paper_cells import MARKS
 from veneer.report.summary import summarize
 from veneer.report.terminal import markdown_table, results_table
 from veneer.report.verdict import headline
@@ -55,12 +57,14 @@ def paper_block() -> str:
     grid = Grid(folder=ROOT / "results" / "runs")
     sheets = all_sheets(grid.folder, PAPER)
     experiments = [sheet for sheet in sheets if sheet.exhibit != ARITHMETIC]
-    counts = Counter(verdict.outcome for sheet in experiments for verdict in sheet.verdicts)
+    paper = [sheet for sheet in experiments if sheet.exhibit != LATER_WORK]
+    later = [sheet for sheet in experiments if sheet.exhibit == LATER_WORK]
     behind = grid.done([config for exhibit in EXHIBITS.values() for config in exhibit.wanted(grid)])
     parts = [
-        f"[Every table, figure and verdict](results/paper/index.html), from {len(behind)} training runs. Of "
-        f"{counts.total()} claims, besides those about counts: "
-        f"{', '.join(f'{number} {outcome}' for outcome, number in counts.most_common())}."
+        f"[Every table, figure and verdict](results/paper/index.html) on one page, from {len(behind)} training runs. "
+        f"{SCALE} Of the paper's claims, besides those about counts, {tally(paper)}; of those of later work "
+        f"{tally(later)}.",
+        f"To read here: {', '.join(f'[{name}](results/paper/{name}.md)' for name in EXHIBITS)}.",
     ]
     for task in TASKS:
         full, *loras = (found(grid, runs_of(grid, task, method)) for method in ("full", "lora-qv", "lora-all"))
@@ -70,10 +74,19 @@ def paper_block() -> str:
     return "\n\n".join([*parts, "![Accuracy against size](results/paper/figures/figure2.svg)"])
 
 
+def tally(sheets: Sequence[Sheet]) -> str:
+    """Return how many claims held and so on: "3 held, 2 not held"."""
+    counts = Counter(verdict.outcome for sheet in sheets for verdict in sheet.verdicts)
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in MARKS if counts[outcome])
+
+
 def paired(lora: Sequence[RunRecord], full: Sequence[RunRecord]) -> str:
     """Return the difference seed by seed, as the page's verdicts have it."""
     gap = difference(lora, full, own_score_on_test)
-    return "" if gap is None else f"On these rows, seed by seed, LoRA minus full is {in_points(gap)}."
+    if gap is None or gap.low is None or gap.high is None:
+        return ""
+    said = "Seeds do not explain it" if gap.low > 0 or gap.high < 0 else "Seeds may explain it"
+    return f"{said}: on these very rows, pair by pair, LoRA minus full is {in_points(gap)}."
 
 
 def console_lines(table: Table) -> list[str]:

@@ -20,6 +20,9 @@ from veneer.paper.latency_measurement import (
     model_with,
 )
 from veneer.training.grid import Grid
+from veneer.training.machine import describe_machine, describe_versions
+
+WHERE = {"quick": False, "machine": describe_machine(), "versions": describe_versions()}
 
 
 def test_the_settings_are_the_papers_and_the_adapters_as_large_as_it_prints():
@@ -74,7 +77,7 @@ def measured(lin: float, houlsby: float, growth: float) -> dict[str, Any]:
         }
 
     settings, sweep = ([times(setting) for setting in of] for of in (SETTINGS, SWEEP))
-    return {"quick": False, "settings": settings, "sweep": sweep}
+    return {**WHERE, "settings": settings, "sweep": sweep}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_where_intervals_overlap_nothing_is_decided(tmp_path):
     """Either is the faster one in half of the trials."""
     times = {PLAIN: [12.0, 10.0] * 3, "lora": [11.0] * 6, "lin": [11.0] * 6, "houlsby": [13.0, 9.0, 9.0] * 2}
     of = [{**asdict(Setting(batch=b, tokens=8, lin=4, houlsby=4)), "ms": times} for b in (1, 16)]
-    value = {"quick": False, "sweep": of, "settings": of}
+    value = {**WHERE, "sweep": of, "settings": of}
     outcomes = {verdict.outcome for verdict in latency.EXHIBIT.sheet(Grid(folder=tmp_path), value).verdicts}
     assert outcomes == {"undecided"}
 

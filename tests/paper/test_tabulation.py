@@ -92,10 +92,10 @@ def test_what_a_verdict_rests_on_is_told():
     within = judge(claim="c", source="s", differences={"a": gap(-0.005, 0.002), "b": gap(0.1, None)}, margin=0.01)
     assert within.outcome == "held"
     assert "a loss, however small" in within.because
-    assert "b: +10.0 points without a spread over 3 seeds" in within.because
+    assert "b: +10.0 points without a spread over 3 common seeds" in within.because
     assert "Judged by a alone" in within.because
     one = Number(value=0.1, num_runs=1)
-    assert "over 1 seed." in judge(claim="c", source="s", differences={"a": one}).because
+    assert "over 1 common seed." in judge(claim="c", source="s", differences={"a": one}).because
     gain = judge(claim="c", source="s", differences={"a": gap(0.005, 0.002)}, margin=0.01)
     assert "loss" not in gain.because
 

@@ -80,7 +80,8 @@ def test_the_page_is_well_formed_and_needs_nothing_else():
     tags.feed(page)
     assert tags.open == []
     assert len(tags.ids) == len(set(tags.ids))
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in tags.links)
+    beside = {link for link in tags.links if not link.startswith(("#", "data:image/png;base64,"))}
+    assert beside == {"made-up.md", "second.md", "tables/made-up.csv"}
     assert {"#made-up", "#second"} <= set(tags.links)
     assert "<script" not in page
     assert "[bold]x[/] *a_b*" in page
@@ -123,6 +124,9 @@ def test_a_results_folder_holds_all_exhibits_and_is_light(tmp_path):
     page = write_paper(sheets, tmp_path / "paper")
     files = {file.relative_to(tmp_path / "paper").as_posix() for file in (tmp_path / "paper").rglob("*.*")}
     assert {"index.html", *(f"{name}.md" for name in EXHIBITS), "tables/table2-trec.csv"} <= files
+    tags = Tags()
+    tags.feed(page.read_text())
+    assert files > {link for link in tags.links if not link.startswith(("#", "data:"))}
     assert page.stat().st_size < 2_000_000
     assert page.read_bytes() == write_paper(sheets, tmp_path / "again").read_bytes()
 

@@ -77,6 +77,28 @@ def test_the_terminal_shows_every_number_and_reads_no_markup():
     assert "and 4 more" in shown
 
 
+@pytest.mark.parametrize("width", [12, 30, 50, 80, 120])
+def test_a_narrow_terminal_breaks_no_number_and_names_the_columns_that_find_no_room(width):
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    wide = replace(
+        TABLE, columns=("Model", *TABLE.columns[1:]), rows=(("a long name", *TABLE.rows[0][1:]), TABLE.rows[1])
+    )
+    for part in sheet_on_terminal(replace(SHEET, tables=(wide,)), width):
+        console.print(part)
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    table = shown.partition("How to read it.")[0]
+    head, _, left_out = " ".join(table.split()).partition("No room for: ")
+    for heading, number in (
+        ("Trained", "294,912"),
+        ("Accuracy", "0.800 ± 0.010"),
+        ("Minus FT", "-0.10 [-0.20, +0.05]"),
+    ):
+        assert (number in table) != (heading in left_out), heading
+    assert bool(left_out) == ("Minus FT" not in head)
+    assert not left_out or "tables/made-up.csv" in left_out.replace(" ", "")
+
+
 def test_markdown_has_a_cell_for_each_and_escapes_its_own_signs():
     lines = table_as_markdown(TABLE).splitlines()
     cells = [line.replace("\\|", "").count("|") for line in lines[:4]]

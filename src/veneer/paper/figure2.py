@@ -8,7 +8,7 @@ from veneer.paper.exhibit import Cell, Contents, Exhibit, Measurement, Scatter, 
 from veneer.paper.protocol import SCALED_DOWN, by_seed
 from veneer.paper.ranks import ALL_FOUR, QUERY_VALUE, Choice, changes_of
 from veneer.paper.rates import sweep_of, tuned_runs
-from veneer.paper.tabulation import accuracy_on_test, difference, found, judge, mean, untested
+from veneer.paper.tabulation import accuracy_on_test, beyond_head, difference, found, judge, mean, untested
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -107,7 +107,7 @@ def _table(records: Records) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for place, point in enumerate(POINTS):
         mine = records[place]
-        trained = mine[0].trainable_parameters - mine[0].head_parameters if mine else None
+        trained = beyond_head(mine[0]) if mine else None
         rows.append((point.series, point.size, trained, mean(mine), *(point.paper or (None, None, None))))
     return Table(
         name="figure2-table15",
@@ -129,12 +129,12 @@ def _figure(records: Records) -> Scatter:
     for place, point in enumerate(POINTS):
         good = [record for record in records[place] if not record.collapsed]
         clouds.setdefault(point.series, []).extend(
-            (float(record.trainable_parameters), accuracy_on_test(record)) for record in good
+            (float(beyond_head(record)), accuracy_on_test(record)) for record in good
         )
     return Scatter(
         name="figure2",
         title=f"Figure 2 on {TASK}: accuracy against size",
-        x_label="Trainable parameters, head included (logarithmic)",
+        x_label="Trainable parameters without the head (logarithmic)",
         y_label="Test accuracy",
         series=tuple(Series(name=name, points=tuple(points)) for name, points in clouds.items() if points),
         log_x=True,

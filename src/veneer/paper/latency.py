@@ -44,7 +44,8 @@ Times = Mapping[str, Sequence[float]]
 def contents(grid: Grid, measurement: Measurement | None) -> Contents:
     """Return a table for each setting, and the verdicts."""
     settings, sweep = (list(measurement[part]) if measurement else [] for part in ("settings", "sweep"))
-    tables = [_table(setting["batch"], setting["tokens"], setting["ms"]) for setting in settings]
+    where = _machine(measurement) if measurement else ()
+    tables = [_table(setting["batch"], setting["tokens"], setting["ms"], where) for setting in settings]
     if not settings:
         tables = [_table(batch, tokens, {}) for batch, tokens in PAPER]
     return Contents(
@@ -73,7 +74,12 @@ def _figure_5(sweep: Sequence[Mapping[str, Any]]) -> tuple[Curves, ...]:
     return (figure,)
 
 
-def _table(batch: int, tokens: int, times: Times) -> Table:
+def _machine(measurement: Measurement) -> tuple[str, ...]:
+    machine, torch = measurement["machine"], measurement["versions"]["torch"]
+    return (f"Measured on {machine['accelerator'] or machine['cpu']}, {machine['cores']} cores, torch {torch}.",)
+
+
+def _table(batch: int, tokens: int, times: Times, where: tuple[str, ...] = ()) -> Table:
     rows: list[tuple[Cell, ...]] = [
         (
             label,
@@ -90,7 +96,9 @@ def _table(batch: int, tokens: int, times: Times) -> Table:
         rows=tuple(rows),
         notes=(
             "Median with quartiles over interleaved trials; slower is the median over trials of the ratio to the plain "
-            "model in the same trial, with its 95 % interval from six trials on.",
+            "model in the same trial, with its 95 % interval from six trials on, so that its order need not be that "
+            "of the medians.",
+            *where,
         ),
     )
 
@@ -137,7 +145,7 @@ def _verdicts(
         f"Merged LoRA is the plain model; {in_table_1}.",
         "Table 1 changes the bottleneck with the batch, so this is judged by Figure 5's corners, least batch and "
         f"fewest tokens against most: {in_figure_5}.",
-        f"{in_table_1}.",
+        f"All three settings must agree. {in_table_1}.",
     )
     return tuple(
         Verdict(claim=claim, source=source, outcome=outcome, because=because)

@@ -280,7 +280,10 @@ def _forget_less(runs_kept: Sequence[Mapping[str, Any]], *, quick: bool) -> tupl
         )
         cosine = minus_full(method, "cosine")
         ends = "" if cosine.low is None else f", 95 % interval {cosine.low:+.3f} to {cosine.high:+.3f}"
-        beside = f" The cosine to before, which does not decide: {cosine.value:+.3f}{ends}."
+        beside = (
+            f" The cosine to before, which does not decide: {cosine.value:+.3f}{ends}. Both methods were trained at "
+            "their own rates, which need not be those that the sweep chose."
+        )
         verdicts.append(replace(verdict, because=verdict.because + beside))
     return tuple(verdicts)
 

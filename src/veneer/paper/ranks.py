@@ -58,8 +58,8 @@ TABLE_6: Mapping[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Projections to the paper's accuracies on WikiSQL and on MultiNLI, one for each of `RANKS`."""
 ONE_RATE = (
-    "Rates: chosen once at r = 8, with a scale of 2, and the same for every rank; alpha stays 16, so the scale falls "
-    "from 16 at r = 1 to a quarter at r = 64."
+    "Rates: chosen once at r = 8, with a scale of 2, and the same for every rank; alpha stays 16, so that the "
+    "scale is 16 / r."
 )
 LINES = (*TABLE_6, ALL_LINEAR)
 Records = Mapping[str, Mapping[Choice, Sequence[RunRecord]]]

@@ -31,6 +31,11 @@ def found(grid: Grid, configs: Sequence[RunConfig]) -> list[RunRecord]:
     return [record for config in configs if (record := grid.find(config)) is not None]
 
 
+def beyond_head(record: RunRecord) -> int:
+    """Return how many parameters were trained besides the head's, which the paper does not count."""
+    return record.trainable_parameters - record.head_parameters
+
+
 def accuracy_on_test(record: RunRecord) -> float:
     """Return the accuracy on rows that chose nothing: test, or validation where there is no test."""
     return (record.test or record.validation).figures["accuracy"]
@@ -263,7 +268,9 @@ def _told(number: Number | None, bar: float) -> str:
 def in_points(number: Number) -> str:
     """Return a difference in points with its interval, as a sentence's part."""
     points = f"{100 * number.value:+.1f} points"
-    over = f"over {number.num_runs} seed{'s' * (number.num_runs != 1)}" + (f" ({number.note})" if number.note else "")
+    over = f"over {number.num_runs} common seed{'s' * (number.num_runs != 1)}" + (
+        f" ({number.note})" if number.note else ""
+    )
     if number.low is None or number.high is None:
         return f"{points} without a spread {over}"
     return f"{points}, 95 % interval {100 * number.low:+.1f} to {100 * number.high:+.1f} {over}"

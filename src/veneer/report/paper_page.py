@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from veneer.paper.exhibit import Sheet, Table
-from veneer.paper.table_of_contents import ARITHMETIC, NOT_ATTEMPTED
+from veneer.paper.table_of_contents import ARITHMETIC, NOT_ATTEMPTED, SCALE
 from veneer.report.formatting import listed
 from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, following_line, is_numeric, is_waiting
 from veneer.report.paper_figures import caption_of
@@ -83,6 +83,7 @@ def render_paper(sheets: Sequence[Sheet], drawings: Mapping[str, str]) -> str:
         num_decided=num_decided,
         num_measured=num_decided + outcomes["undecided"],
         not_attempted=NOT_ATTEMPTED,
+        scale=SCALE,
     )
 
 
