@@ -43,10 +43,12 @@ def results_block() -> str:
     summaries = summarize(results.records)
     machine = results.machine
     seeds = ", ".join(str(record.seed) for record in summaries[0].records)
+    epochs = summaries[0].records[0].config["epochs"]
     where = (
         f"Measured with seeds {seeds} on {machine['cores']} cores of an {machine['cpu']}, no GPU, torch "
-        f"{results.versions['torch']}; ± is the standard deviation over seeds. Every figure is in "
-        f"[results/first-light/results.json](results/first-light/results.json). Shared cores: read the times as ratios."
+        f"{results.versions['torch']}: {epochs} epochs, each method at its own learning rate; ± is the standard deviation "
+        "over seeds. Every figure is in [results/first-light/results.json](results/first-light/results.json). Shared "
+        "cores: read the times as ratios."
     )
     screen = "\n".join(["```", *console_lines(results_table(summaries)), "```"])
     return "\n\n".join([screen, headline(summaries), "The same with every digit:", markdown_table(summaries), where])
