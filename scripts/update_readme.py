@@ -46,8 +46,8 @@ def results_block() -> str:
     epochs = summaries[0].records[0].config["epochs"]
     where = (
         f"Measured with seeds {seeds} on {machine['cores']} cores of an {machine['cpu']}, no GPU, torch "
-        f"{results.versions['torch']}: {epochs} epochs, each method at its own learning rate; ± is the standard deviation "
-        "over seeds. Every figure is in [results/first-light/results.json](results/first-light/results.json). Shared "
+        f"{results.versions['torch']}: {epochs} epochs, each method at its own learning rate; ± is the standard "
+        "deviation over seeds. Every figure is in [results/first-light/results.json](results/first-light/results.json). Shared "
         "cores: read the times as ratios."
     )
     screen = "\n".join(["```", *console_lines(results_table(summaries)), "```"])

@@ -34,7 +34,7 @@ def ray_runner(address: str) -> Iterator[Runner]:
     try:
         import ray  # noqa: PLC0415 - an extra
     except ImportError:
-        raise ConfigError("runs on a Ray cluster need Ray; type `pip install 'veneer[ray]'`") from None
+        raise ConfigError("runs on a Ray cluster need Ray; type `pip install ray`") from None
     try:
         host, _, port = address.rpartition(":")
         if host and "/" not in host:
