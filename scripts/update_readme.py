@@ -47,8 +47,8 @@ def results_block() -> str:
     where = (
         f"Measured with seeds {seeds} on {machine['cores']} cores of an {machine['cpu']}, no GPU, torch "
         f"{results.versions['torch']}: {epochs} epochs, each method at its own learning rate; ± is the standard "
-        "deviation over seeds. Every figure is in [results/first-light/results.json](results/first-light/results.json). "
-        "Shared cores: read the times as ratios."
+        "deviation over seeds. Every figure is in "
+        "[results/first-light/results.json](results/first-light/results.json). Shared cores: read the times as ratios."
     )
     screen = "\n".join(["```", *console_lines(results_table(summaries)), "```"])
     return "\n\n".join([screen, headline(summaries), "The same with every digit:", markdown_table(summaries), where])
