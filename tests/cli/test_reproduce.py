@@ -115,6 +115,11 @@ def test_what_cannot_be_written_or_found_is_told_before_anything_is_run(scratch,
 
 def test_a_folder_without_records_is_told(scratch, exhibits):
     assert "there are no records of runs" in worked("reproduce", "small", "--render-only", "--runs", "resluts").err
+    page = (scratch / "results/paper/index.html").read_bytes()
+    ended = veneer("reproduce", "small", "--render-only", "--runs", "resluts")
+    assert ended.code == 2
+    assert "resluts does not exist, and the page in results/paper would give way" in ended.err
+    assert (scratch / "results/paper/index.html").read_bytes() == page
     worked("reproduce", "small")
     assert "no records" not in worked("reproduce", "small", "--render-only").err
 
@@ -174,6 +179,7 @@ def test_a_quick_measurement_gives_way_to_a_whole_one_and_never_the_other_way(sc
 
 
 def test_rendering_elsewhere_takes_the_measurements_that_are_committed_unless_there_are_others(scratch, exhibits):
+    (scratch / "results/runs").mkdir(parents=True)
     worked("reproduce", "timed")
     ended = worked("reproduce", "timed", "--render-only", "--out", "elsewhere")
     assert "the measurement itself" not in ended.out

@@ -90,16 +90,10 @@ def reproduce(
     from veneer.report.paper_files import write_paper
     from veneer.report.paper_terminal import sheet_on_terminal
     from veneer.training.grid import Grid
-    from veneer.training.output import made_folder, require_folder
 
     chosen = find_exhibits(name)
     seconds = None if budget is None else parse_seconds(budget)
-    for folder in (runs, out):
-        require_folder(folder)
-    with made_folder(out):  # what cannot be written is found out before anything is run
-        pass
-    if not runs.is_dir():
-        note(f"{runs} does not exist: there are no records of runs (--runs names their folder)")
+    _check_places(runs, out, render_only=render_only)
     if not render_only:
 
         def left() -> float | None:
@@ -133,6 +127,25 @@ def parse_seconds(text: str) -> float:
     if found is None or not any(found.groupdict().values()):
         raise ConfigError(f"--budget is {text!r}; give hours, minutes or seconds, such as 2h, 90m or 1h30m")
     return sum(float(number) * _UNITS[unit] for unit, number in found.groupdict().items() if number)
+
+
+def _check_places(runs: Path, out: Path, *, render_only: bool) -> None:
+    """Raise what reading the records or writing the page would raise, before anything is run."""
+    from veneer.errors import OutputExistsError
+    from veneer.report.paper_files import PAGE_FILE
+    from veneer.training.output import made_folder, require_folder
+
+    for folder in (runs, out):
+        require_folder(folder)
+    with made_folder(out):
+        pass
+    if not runs.is_dir():
+        if render_only and (out / PAGE_FILE).exists():
+            raise OutputExistsError(
+                f"{runs} does not exist, and the page in {out} would give way to one without results; name the folder "
+                "of the records by --runs, or another --out"
+            )
+        note(f"{runs} does not exist: there are no records of runs (--runs names their folder)")
 
 
 def _with_data(exhibits: "list[Exhibit]", name: str, glue: str | None) -> "list[Exhibit]":
