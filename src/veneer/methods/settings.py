@@ -11,8 +11,6 @@ from veneer.lora.config import LoraConfig
 from veneer.methods.anatomy import has_fused, query_value
 from veneer.methods.table import PROJECTIONS, Counts, Method, attach, find_method, low_rank, resized, sizes_of
 
-QUERY_VALUE = ("query", "value")
-
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings:
@@ -68,7 +66,7 @@ class MethodSettings:
             ConfigError: the family is not known.
         """
         own = self.chosen.targets
-        weights = self.weights or (QUERY_VALUE if own is query_value and has_fused(model_type) else ())
+        weights = self.weights or (("query", "value") if own is query_value and has_fused(model_type) else ())
         if self.targets is not None:
             return self._lora(self.targets)
         if weights:
