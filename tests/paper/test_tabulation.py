@@ -100,6 +100,20 @@ def test_what_a_verdict_rests_on_is_told():
     assert "loss" not in gain.because
 
 
+@pytest.mark.parametrize(
+    ("value", "half", "margin", "text"),
+    [
+        (0.0052, 0.005, None, "interval +0.02 to +1.02"),
+        (0.0052, 0.0056, None, "interval -0.04 to +1.08"),
+        (0.005, 0.004, None, "interval +0.1 to +0.9"),
+        (-0.006, 0.0038, 0.01, "interval -0.98 to -0.22"),
+        (-0.006, 0.006, 0.01, "interval -1.2 to +0.0"),
+    ],
+)
+def test_an_interval_shows_on_which_side_of_the_bar_it_ends(value, half, margin, text):
+    assert text in judge(claim="c", source="s", differences={"a": gap(value, half)}, margin=margin).because
+
+
 def test_a_curve_tells_which_of_its_runs_collapsed():
     of = {"full": {0.1: [record("full", 0.8, 0), collapsed("full", 1)], 0.3: [record("full", 0.8, 0)]}}
     (curves,) = mean_curves(name="n", title="t", x_label="rate", series=of)

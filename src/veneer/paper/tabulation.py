@@ -255,7 +255,7 @@ def _told(number: Number | None, bar: float) -> str:
     """Return a difference in points and how it lies to the bar, as a sentence's part."""
     if number is None:
         return "not run yet"
-    text = in_points(number)
+    text = in_points(number, bar)
     if number.low is None or number.high is None:
         return text
     if not _can_decide(number):
@@ -265,15 +265,23 @@ def _told(number: Number | None, bar: float) -> str:
     return f"{text}; that is a loss, however small" if bar < 0 and number.high < 0 else text
 
 
-def in_points(number: Number) -> str:
-    """Return a difference in points with its interval, as a sentence's part."""
+def in_points(number: Number, bar: float = 0.0) -> str:
+    """Return a difference in points with its interval, as a sentence's part.
+
+    Args:
+        number: the difference, in the score's own unit.
+        bar: what the interval is held against; an end that one decimal would put on it gets two.
+    """
     points = f"{100 * number.value:+.1f} points"
     over = f"over {number.num_runs} common seed{'s' * (number.num_runs != 1)}" + (
         f" ({number.note})" if number.note else ""
     )
     if number.low is None or number.high is None:
         return f"{points} without a spread {over}"
-    return f"{points}, 95 % interval {100 * number.low:+.1f} to {100 * number.high:+.1f} {over}"
+    ends = [100 * end for end in (number.low, number.high)]
+    digits = 2 if any(abs(end - 100 * bar) < 0.05 for end in ends) else 1
+    low, high = (f"{end:+.{digits}f}" for end in ends)
+    return f"{points}, 95 % interval {low} to {high} {over}"
 
 
 def untested(claim: str, source: str, because: str) -> Verdict:
