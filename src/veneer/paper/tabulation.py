@@ -262,7 +262,7 @@ def _told(number: Number | None, bar: float) -> str:
         return f"{text}, too few to decide"
     if number.low <= bar <= number.high:
         text += f", which includes {f'{100 * bar:+.1f}' if bar else '0'}"
-    return f"{text}; that is a loss, however small" if bar < 0 and number.high < 0 else text
+    return f"{text}; that is a loss" if bar < 0 and number.high < 0 else text
 
 
 def in_points(number: Number, bar: float = 0.0) -> str:
