@@ -107,6 +107,7 @@ def test_what_a_verdict_rests_on_is_told():
         (0.0052, 0.0056, None, "interval -0.04 to +1.08"),
         (0.005, 0.004, None, "interval +0.1 to +0.9"),
         (-0.006, 0.0038, 0.01, "interval -0.98 to -0.22"),
+        (0.005, 0.00497, None, "interval +0.003 to +0.997"),
         (-0.006, 0.006, 0.01, "interval -1.2 to +0.0"),
     ],
 )

@@ -270,7 +270,7 @@ def in_points(number: Number, bar: float = 0.0) -> str:
 
     Args:
         number: the difference, in the score's own unit.
-        bar: what the interval is held against; an end that one decimal would put on it gets two.
+        bar: what the interval is held against; where one decimal would put an end on it, there are more.
     """
     points = f"{100 * number.value:+.1f} points"
     over = f"over {number.num_runs} common seed{'s' * (number.num_runs != 1)}" + (
@@ -279,7 +279,7 @@ def in_points(number: Number, bar: float = 0.0) -> str:
     if number.low is None or number.high is None:
         return f"{points} without a spread {over}"
     ends = [100 * end for end in (number.low, number.high)]
-    digits = 2 if any(abs(end - 100 * bar) < 0.05 for end in ends) else 1
+    digits = next((digits for digits in (1, 2) if all(round(end - 100 * bar, digits) for end in ends)), 3)
     low, high = (f"{end:+.{digits}f}" for end in ends)
     return f"{points}, 95 % interval {low} to {high} {over}"
 
