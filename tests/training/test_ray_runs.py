@@ -106,7 +106,7 @@ def test_where_no_cluster_answers_the_address_and_the_way_out_are_named():
                 pass
 
 
-def test_without_ray_the_extra_is_named(monkeypatch):
+def test_without_ray_what_to_install_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"pip install 'veneer\[ray\]'"), ray_runner("auto"):
+    with pytest.raises(ConfigError, match=r"pip install ray"), ray_runner("auto"):
         pass
