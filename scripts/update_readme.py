@@ -3,19 +3,17 @@
 import ast
 import io
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from veneer.paper.exhibit import Sheet
-from veneer.paper.protocol import TASKS
+from veneer.paper.protocol import SCALE, TASKS
 from veneer.paper.table2 import runs_of
-from veneer.paper.table_of_contents import ARITHMETIC, EXHIBITS, LATER_WORK, SCALE, all_sheets
+from veneer.paper.table_of_contents import ARITHMETIC, EXHIBITS, LATER_WORK, all_sheets
 from veneer.paper.tabulation import difference, found, in_points, own_score_on_test
-from veneer.report.paper_cells import MARKS
+from veneer.report.paper_page import outcome_in_words
 from veneer.report.summary import summarize
 from veneer.report.terminal import markdown_table, results_table
 from veneer.report.verdict import headline
@@ -64,8 +62,8 @@ def paper_block() -> str:
     behind = grid.done([config for exhibit in EXHIBITS.values() for config in exhibit.wanted(grid)])
     parts = [
         f"[Every table, figure and verdict](results/paper/index.html) on one page, from {len(behind)} training runs. "
-        f"{SCALE} Of the paper's claims, besides those about counts, {tally(paper)}; of those of later work "
-        f"{tally(later)}.",
+        f"{SCALE} Of the paper's claims, besides those about counts, {outcome_in_words(*paper)}; of those of later "
+        f"work {outcome_in_words(*later)}.",
         f"To read here: {', '.join(f'[{name}](results/paper/{name}.md)' for name in EXHIBITS)}.",
     ]
     for task in TASKS:
@@ -74,12 +72,6 @@ def paper_block() -> str:
             f"**{task}**: {headline(summarize([*lora, *full]))} {paired(lora, full)}" for lora in loras if lora and full
         ]
     return "\n\n".join([*parts, "![Accuracy against size](results/paper/figures/figure2.svg)"])
-
-
-def tally(sheets: Sequence[Sheet]) -> str:
-    """Return how many claims held and so on: "3 held, 2 not held"."""
-    counts = Counter(verdict.outcome for sheet in sheets for verdict in sheet.verdicts)
-    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in MARKS if counts[outcome])
 
 
 def paired(lora: Sequence[RunRecord], full: Sequence[RunRecord]) -> str:

@@ -94,7 +94,7 @@ def test_the_budget_counts_from_the_start(scratch, exhibits, monkeypatch):
     assert "[1/2]" not in ended.err
 
 
-def test_what_cannot_be_written_or_found_is_told_before_anything_is_run(scratch, exhibits, monkeypatch, tmp_path):
+def test_what_cannot_be_written_or_found_is_told_before_anything_is_run(scratch, exhibits, monkeypatch):
     (scratch / "a-file").write_text("")
     before = sorted(scratch.iterdir())
     for option in ("--out", "--runs"):

@@ -267,9 +267,8 @@ def test_threads_do_not_see_each_others_places():
     model = tiny("bert")
     attached(model, "prefix-layer", "bert")
     shaken(model)
-    long, short = ids(2, 9), ids(2, 9)
     mask = (torch.arange(9) < 4).long().expand(2, -1)
-    expected = model(long).logits
+    expected = model(ids(2, 9)).logits
     inside, go_on = threading.Event(), threading.Event()
 
     def stop(module, args):
@@ -279,9 +278,9 @@ def test_threads_do_not_see_each_others_places():
 
     hook = model.bert.encoder.layer[0].register_forward_pre_hook(stop)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(lambda: model(long).logits)
+        waiting = pool.submit(lambda: model(ids(2, 9)).logits)
         assert inside.wait(60)
-        model(short, attention_mask=mask)
+        model(ids(2, 9), attention_mask=mask)
         go_on.set()
         torch.testing.assert_close(waiting.result(60), expected)
     hook.remove()

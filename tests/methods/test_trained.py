@@ -246,7 +246,9 @@ def test_a_model_that_is_adapted_already_is_refused(name):
     model = tiny("bert")
     veneer.adapt(model, veneer.LoraConfig(r=2, targets=["query"]))
     before = trained_names(model)
-    with pytest.raises(AdapterStateError, match=r"adapted already; call veneer\.remove or veneer\.merge"):
+    with pytest.raises(
+        AdapterStateError, match=r"adapted already; call veneer\.remove\(model\) or veneer\.merge\(model\)"
+    ):
         attached(model, name, "bert")
     assert trained_names(model) == before
 

@@ -110,12 +110,12 @@ def reproduce(
         _measure([exhibit.name for exhibit in chosen], out, quick, left)
     sheets = all_sheets(runs, _measured(out) if render_only else out)
     page = write_paper(sheets, out)
-    tables_out = stdout if stdout.is_terminal else Console(highlight=False, width=_UNLIMITED)
+    width, shown = (stdout.width, stdout) if stdout.is_terminal else (None, Console(highlight=False, width=_UNLIMITED))
     for sheet in sheets:
         if sheet.exhibit in {exhibit.name for exhibit in chosen}:
-            for part in sheet_on_terminal(sheet, stdout.width if stdout.is_terminal else None):
-                tables_out.print(part)
-            tables_out.print()
+            for part in sheet_on_terminal(sheet, width):
+                shown.print(part)
+            shown.print()
     stdout.print(f"page: {page}", markup=False, soft_wrap=True)
 
 

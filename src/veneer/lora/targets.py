@@ -6,7 +6,7 @@ nearest modules. All problems are raised together. How names match is in `select
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -81,18 +81,24 @@ def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = (), *
     )
 
 
+def require_plain(modules: Iterable[nn.Module]) -> None:
+    """Raise an `AdapterStateError` if one of a model's modules tells of an adapter in it, ours or PEFT's."""
+    for module in modules:
+        if type(module).__module__.startswith("peft."):
+            raise AdapterStateError("the model has an adapter of PEFT's; take it off first: model = model.unload()")
+        if vars(module).get(ADAPTATION) is not None:
+            raise AdapterStateError(
+                "the model is adapted already; call veneer.remove(model) or veneer.merge(model) first"
+            )
+
+
 class _Survey:
     """One look at a model with one config in hand: what is selected, and every problem found on the way."""
 
     def __init__(self, model: nn.Module, config: LoraConfig, train_also: Sequence[str], *, any_rank: bool) -> None:
         self.config, self.any_rank = config, any_rank
         self.modules = named_modules(model)
-        if any(type(module).__module__.startswith("peft.") for module in self.modules.values()):
-            raise AdapterStateError("the model has an adapter of PEFT's; take it off first: model = model.unload()")
-        if any(vars(module).get(ADAPTATION) is not None for module in self.modules.values()):
-            raise AdapterStateError(
-                "the model is adapted already; call veneer.remove(model) or veneer.merge(model) first"
-            )
+        require_plain(self.modules.values())
         self.names = [name for name in self.modules if name]
         self.kinds = {name: kind_of(module) for name, module in self.modules.items()}
         self.problems: list[str] = []

@@ -86,7 +86,7 @@ class Insertion:
     """
 
     def __init__(self, config: PrefixConfig, *, first_id: int, after_first: bool, max_positions: int | None) -> None:
-        self.num_prefix, self.num_infix = config.prefix_tokens, config.infix_tokens
+        self.num_prefix, self.num_infix, self.num_own = config.prefix_tokens, config.infix_tokens, config.num_tokens
         self.first_id = first_id
         self.after_first = after_first
         self.max_positions = max_positions
@@ -113,9 +113,8 @@ class Insertion:
         column = torch.arange(num_tokens, device=ids.device).expand(num_rows, -1)
         order = torch.cat([column, before, after], dim=1).argsort(dim=1, stable=True)
         self.places.now = order.argsort(dim=1)[:, num_tokens:]
-        num_own = self.num_prefix + self.num_infix
-        own = self.first_id + torch.arange(num_own, device=ids.device).expand(num_rows, -1)
-        ids = torch.where(ids < self.first_id, ids, ids + num_own)  # beyond the vocabulary, and beyond the trained rows
+        own = self.first_id + torch.arange(self.num_own, device=ids.device).expand(num_rows, -1)
+        ids = torch.where(ids < self.first_id, ids, ids + self.num_own)  # what no word has, no trained row has either
         given["input_ids"] = torch.cat([ids, own], dim=1).gather(1, order)
         given["attention_mask"] = torch.cat([mask, mask.new_ones(own.shape)], dim=1).gather(1, order)
         if types is not None:
@@ -138,11 +137,10 @@ class Insertion:
             problems.append("input_ids is missing: the trained tokens stand among ids")
         elif mask is not None and mask.shape != ids.shape:
             problems.append(f"attention_mask has shape {tuple(mask.shape)}; it must be input_ids', {tuple(ids.shape)}")
-        num_own = self.num_prefix + self.num_infix
-        if ids is not None and self.max_positions is not None and ids.shape[1] + num_own > self.max_positions:
+        if ids is not None and self.max_positions is not None and ids.shape[1] + self.num_own > self.max_positions:
             problems.append(
-                f"{ids.shape[1]} tokens and {num_own} trained ones exceed the model's {self.max_positions} positions; "
-                f"cut texts to {self.max_positions - num_own} tokens"
+                f"{ids.shape[1]} tokens and {self.num_own} trained ones exceed the model's {self.max_positions} "
+                f"positions; cut texts to {self.max_positions - self.num_own} tokens"
             )
         if problems:
             raise ConfigError(gathered("trained tokens cannot be put into these inputs:", problems))
@@ -206,18 +204,18 @@ def insert_tokens(
     """
     words_name, blocks = part_name(model, anatomy.words), block_names(model, anatomy)
     words, num_own = model.get_submodule(words_name), config.num_tokens
+    positions = num_positions(model)
+    if positions is not None and num_own >= positions:
+        raise ConfigError(
+            f"{num_own} trained tokens leave no room for text in {positions} positions; prefix_tokens and infix_tokens "
+            f"together can be {positions - 1} at most"
+        )
     insertion = Insertion(
         config,
         first_id=int(words.num_embeddings),  # type: ignore[arg-type]
         after_first=anatomy.pools_first,
-        max_positions=num_positions(model),
+        max_positions=positions,
     )
-    if insertion.max_positions is not None and num_own >= insertion.max_positions:
-        most = insertion.max_positions - 1
-        raise ConfigError(
-            f"{num_own} trained tokens leave no room for text in {most + 1} positions; prefix_tokens and infix_tokens "
-            f"together can be {most} at most"
-        )
     ids = _sampled_words(words, num_own, generator)
     deeper = blocks[1:] if config.every_block else []
     inputs = _block_inputs(model, [model.get_submodule(name) for name in deeper], ids)

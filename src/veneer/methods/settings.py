@@ -65,12 +65,13 @@ class MethodSettings:
         Raises:
             ConfigError: the family is not known.
         """
-        own = self.chosen.targets
-        weights = self.weights or (("query", "value") if own is query_value and has_fused(model_type) else ())
         if self.targets is not None:
             return self._lora(self.targets)
-        if weights:
-            return low_rank(self._lora(), model_type, weights)
+        if self.weights:
+            return low_rank(self._lora(), model_type, self.weights)
+        own = self.chosen.targets
+        if own is query_value and has_fused(model_type):  # which no names of layers could tell apart
+            return low_rank(self._lora(), model_type, ("query", "value"))
         return self._lora(own(model_type) if own else ())
 
     def to_json(self) -> dict[str, Any]:

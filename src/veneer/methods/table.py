@@ -24,7 +24,8 @@ from veneer.errors import AdapterStateError, ConfigError, unknown_name
 from veneer.lora.config import ALL_LINEAR, LoraConfig
 from veneer.lora.inject import adapt, remove
 from veneer.lora.selectors import Terms
-from veneer.lora.targets import ADAPTATION
+from veneer.lora.targets import require_plain
+from veneer.lora.walk import named_modules
 from veneer.methods.anatomy import Anatomy, anatomy_of, query_value
 from veneer.methods.bottleneck import BottleneckConfig, insert_bottlenecks
 from veneer.methods.prefix import PrefixConfig, insert_tokens
@@ -227,9 +228,8 @@ def attach(
     """
     if RECORD in vars(model):
         raise AdapterStateError("a method is attached to this model already; call detach first")
-    modules = dict(model.named_modules())
-    if any(ADAPTATION in vars(module) for module in modules.values()):
-        raise AdapterStateError("the model is adapted already; call veneer.remove or veneer.merge first")
+    modules = named_modules(model)
+    require_plain(modules.values())
     if missing := [name for name in head if name not in modules]:
         raise ConfigError(f"the head names {', '.join(missing)}, which {type(model).__name__} has not; give full names")
     was_trainable = {name: weight.requires_grad for name, weight in named_weights(model).items()}

@@ -220,18 +220,18 @@ def method_table(task: str, records: Records, shown: Sequence[str], *, model: st
 def _of_these_rows(records: Records) -> Iterator[str]:
     """Yield what one answer for all rows would score, and how much other rows would change a score."""
     full = records["full"]
-    if not full:
+    reached = mean(full, own_score_on_test)
+    if reached is None:
         return
-    scores, reached = full[0].test or full[0].validation, mean(full, own_score_on_test)
+    scores = full[0].test or full[0].validation
     metric, _ = judged_by(full[0].data, scores)
     if metric.key == "accuracy" and isinstance(scores, Scores):
         yield f"The most frequent class alone would score {scores.majority_share:.3f}."
-    if reached is not None:
-        error = 2 * metric.standard_error(reached.value, scores.num_examples)
-        yield (
-            f"Other rows of the same kind would move each score by about ±{error:.3f} (two standard errors of "
-            f"{scores.num_examples:,} rows), and a difference by less, as far as methods err on the same rows."
-        )
+    error = 2 * metric.standard_error(reached.value, scores.num_examples)
+    yield (
+        f"Other rows of the same kind would move each score by about ±{error:.3f} (two standard errors of "
+        f"{scores.num_examples:,} rows), and a difference by less, as far as methods err on the same rows."
+    )
 
 
 def _paper_table() -> Table:

@@ -30,10 +30,6 @@ ARITHMETIC = counts.EXHIBIT.name
 """Its verdicts rest on no run."""
 LATER_WORK = modern.EXHIBIT.name
 """Its claims are not the paper's."""
-SCALE = (
-    "What was trained is MiniLM, 22.7 million parameters, for three epochs on sentences, where the paper has RoBERTa, "
-    "DeBERTa and GPT-3 with up to 175 billion: the claims are tested at that scale and no other."
-)
 NOT_ATTEMPTED = (
     "Generation: Tables 3, 13 and 14 (GPT-2 on E2E, WebNLG and DART) and Table 4's WikiSQL and SAMSum; of Tables 3 and "
     "4 only the counts are here.",

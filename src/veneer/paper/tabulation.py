@@ -273,9 +273,8 @@ def in_points(number: Number, bar: float = 0.0) -> str:
         bar: what the interval is held against; where one decimal would put an end on it, there are more.
     """
     points = f"{100 * number.value:+.1f} points"
-    over = f"over {number.num_runs} common seed{'s' * (number.num_runs != 1)}" + (
-        f" ({number.note})" if number.note else ""
-    )
+    noted = f" ({number.note})" if number.note else ""
+    over = f"over {number.num_runs} common seed{'s' * (number.num_runs != 1)}{noted}"
     if number.low is None or number.high is None:
         return f"{points} without a spread {over}"
     ends = [100 * end for end in (number.low, number.high)]

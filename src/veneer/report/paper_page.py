@@ -13,7 +13,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from veneer.paper.exhibit import Sheet, Table
-from veneer.paper.table_of_contents import ARITHMETIC, NOT_ATTEMPTED, SCALE
+from veneer.paper.protocol import SCALE
+from veneer.paper.table_of_contents import ARITHMETIC, NOT_ATTEMPTED
 from veneer.report.formatting import listed
 from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, following_line, is_numeric, is_waiting
 from veneer.report.paper_figures import caption_of
@@ -101,9 +102,10 @@ def _section(sheet: Sheet, drawings: Mapping[str, str]) -> Section:
     )
 
 
-def outcome_in_words(sheet: Sheet) -> str:
-    """Return how many claims held, did not hold and so on: "2 held, 1 not held"."""
-    parts = [f"{number} {outcome}" for outcome, number in sheet.counts.items() if number]
+def outcome_in_words(*sheets: Sheet) -> str:
+    """Return how many claims held, did not hold and so on: "2 held and 1 not held"."""
+    counts = {outcome: sum(sheet.counts[outcome] for sheet in sheets) for outcome in MARKS}
+    parts = [f"{number} {outcome}" for outcome, number in counts.items() if number]
     return listed(parts) if parts else "no claim"
 
 

@@ -38,6 +38,9 @@ from veneer.training.output import (
 )
 from veneer.training.run import Progress, prepare_data, rows_sha256, run
 
+PROCESS_NAME = "veneer run"
+"""By which the processes of runs are told from others that the program may have."""
+
 
 class Watcher(Protocol):
     """Whoever shows the progress."""
@@ -142,7 +145,8 @@ def run_in_process(
     context.set_forkserver_preload(["veneer.training.run"])
     _start_server()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(config, folder, sender, overwrite, threads), daemon=True)
+    arguments = (config, folder, sender, overwrite, threads)
+    process = context.Process(target=_child, args=arguments, name=PROCESS_NAME, daemon=True)
     process.start()
     sender.close()
     outcome: RunRecord | VeneerError | OSError | None = None

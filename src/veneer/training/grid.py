@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 
 from veneer.errors import ConfigError
 from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
-from veneer.training.compare import Watcher, run_in_process
+from veneer.training.compare import PROCESS_NAME, Watcher, run_in_process
 from veneer.training.config import Precision, RunConfig, resolve_precision
 from veneer.training.output import new_folder
 
@@ -135,26 +136,23 @@ class Grid:
         started = time.monotonic()
         begun: set[Path] = set()
         running: set[Future[RunRecord]] = set()
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                while True:
-                    while len(running) < workers and (seconds is None or time.monotonic() - started < seconds):
-                        waiting = [config for config in self.missing(wanted()) if self.place(config) not in begun]
-                        if not waiting:
-                            break
-                        watcher.run_started(waiting[0], len(begun) + 1, len(begun) + len(waiting))
-                        begun.add(self.place(waiting[0]))
-                        running.add(pool.submit(self._run, waiting[0], watcher, runner, workers))
-                    if not running:
-                        return
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        record = future.result()
-                        watcher.run_ended(record)
-                        yield record
-            except (KeyboardInterrupt, GeneratorExit):
-                _end(running)
-                raise
+        with ThreadPoolExecutor(workers) as pool, _ended_on_interrupt(running):
+            while True:
+                while len(running) < workers and (seconds is None or time.monotonic() - started < seconds):
+                    waiting = [config for config in self.missing(wanted()) if self.place(config) not in begun]
+                    if not waiting:
+                        break
+                    watcher.run_started(waiting[0], len(begun) + 1, len(begun) + len(waiting))
+                    begun.add(self.place(waiting[0]))
+                    running.add(pool.submit(self._run, waiting[0], watcher, runner, workers))
+                if not running:
+                    return
+                done = wait(running, return_when=FIRST_COMPLETED).done
+                running -= done
+                for future in done:
+                    record = future.result()
+                    watcher.run_ended(record)
+                    yield record
 
     def _run(self, config: RunConfig, watcher: Watcher, runner: Runner, workers: int) -> RunRecord:
         config = replace(config, precision=resolve_precision(config.precision))  # the runner's machine may have others
@@ -164,9 +162,15 @@ class Grid:
         return results.records[0]
 
 
-def _end(running: set[Future[RunRecord]]) -> None:
-    """End the processes of these runs, of those too that are only about to begin."""
-    while running:
-        for process in multiprocessing.active_children():
-            process.terminate()
-        _, running = wait(running, timeout=0.2)
+@contextmanager
+def _ended_on_interrupt(running: set[Future[RunRecord]]) -> Iterator[None]:
+    """End the processes of these runs where the block is interrupted, of those too that are only about to begin."""
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):
+        while running:
+            for process in multiprocessing.active_children():
+                if process.name == PROCESS_NAME:
+                    process.terminate()
+            running -= wait(running, timeout=0.2).done
+        raise
