@@ -241,8 +241,10 @@ def adapted_root(model: nn.Module) -> tuple[nn.Module, Adaptation]:
         AdapterStateError: there is none, or more than one, or it is within `disabled` or `merged`, or it holds parts
             that are no low-rank updates, of which these verbs would know nothing.
     """
-    root, record = recorded_root(model)
-    parts = [name for name, module in named_modules(root).items() if is_other_part(module)]
+    modules = named_modules(model)
+    root, record = _recorded(model, modules.values())
+    inside = modules if root is model else named_modules(root)
+    parts = [name for name, module in inside.items() if is_other_part(module)]
     if parts:
         raise AdapterStateError(
             f"{type(model).__name__} holds parts of a method that is not LoRA alone ({', '.join(parts[:3])}"
@@ -258,7 +260,11 @@ def recorded_root(model: nn.Module) -> tuple[nn.Module, Adaptation]:
     Raises:
         AdapterStateError: there is none, or more than one, or it is within `disabled` or `merged`.
     """
-    roots = [module for module in named_modules(model).values() if vars(module).get(ADAPTATION) is not None]
+    return _recorded(model, named_modules(model).values())
+
+
+def _recorded(model: nn.Module, modules: Iterable[nn.Module]) -> tuple[nn.Module, Adaptation]:
+    roots = [module for module in modules if vars(module).get(ADAPTATION) is not None]
     if len(roots) != 1:
         found = (
             "is not adapted; call veneer.adapt or veneer.load first" if not roots else "holds several adapted models"
