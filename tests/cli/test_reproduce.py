@@ -32,7 +32,7 @@ def exhibits(monkeypatch, tiny, tables):
     ]  # fmt: skip
     measured: list[bool] = []
 
-    def measure(watcher, quick):
+    def measure(watcher, grid, quick):
         measured.append(quick)
         return {"quick": quick}
 

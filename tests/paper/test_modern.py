@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.paper.kept import keep_all
-from veneer.paper import modern
+from veneer.paper import forgetting_measurement, modern
 from veneer.paper.forgetting_measurement import METHODS, neighbours_kept
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -88,6 +88,13 @@ def measured(lora: float, full: float, *, quick: bool = False) -> dict[str, Any]
 )
 def test_forgetting_is_judged_by_the_neighbours_that_are_left(grid, measurement, outcome):
     assert modern.EXHIBIT.sheet(grid, measurement).verdicts[-1].outcome == outcome
+
+
+def test_what_is_forgotten_is_measured_at_the_chosen_rates(grid):
+    assert forgetting_measurement.config_of(grid, "full", 1, quick=False).learning_rate is None
+    keep_all(grid, modern.EXHIBIT, peaked({"full": 3, "lora-qv": 0.3, "lora-all": 1}))
+    rates = {method: forgetting_measurement.config_of(grid, method, 1, quick=False).learning_rate for method in METHODS}
+    assert rates == pytest.approx({"full": 1.5e-4, "lora-qv": 3e-4, "lora-all": 5e-4})
 
 
 def unit(rows: int, d: int, seed: int) -> torch.Tensor:

@@ -107,7 +107,7 @@ def reproduce(
             return by_seed([_with_glue(config, glue) for config in configs])
 
         _fill(runs, wanted, workers, ray, left)
-        _measure([exhibit.name for exhibit in chosen], out, quick, left)
+        _measure([exhibit.name for exhibit in chosen], out, Grid(folder=runs), quick, left)
     sheets = all_sheets(runs, _measured(out) if render_only else out)
     page = write_paper(sheets, out)
     width, shown = (stdout.width, stdout) if stdout.is_terminal else (None, Console(highlight=False, width=_UNLIMITED))
@@ -210,7 +210,7 @@ def _measured(out: Path) -> Path:
     return _COMMITTED
 
 
-def _measure(names: list[str], out: Path, quick: bool, left: "Callable[[], float | None]") -> None:
+def _measure(names: list[str], out: Path, grid: "Grid", quick: bool, left: "Callable[[], float | None]") -> None:
     """Make the measurements that are missing, or only quick ones where more is wanted, while time is left."""
     from veneer.paper.measurements import read_measurement, write_measurement
     from veneer.paper.table_of_contents import EXHIBITS
@@ -223,4 +223,4 @@ def _measure(names: list[str], out: Path, quick: bool, left: "Callable[[], float
             note(f"{name} is not measured: the budget is spent")
             continue
         note(f"measuring {name} ...")
-        write_measurement(out, name, measure(RunLines(), quick))
+        write_measurement(out, name, measure(RunLines(), grid, quick))

@@ -194,8 +194,8 @@ class Exhibit:
     """The runs that choose learning rates, as far as the records in a grid tell which are needed."""
     runs: Callable[[Grid], list[RunConfig]] = _no_runs
     """The runs it needs besides, at the rates that the records choose."""
-    measure: Callable[[Watcher, bool], Measurement] | None = None
-    """Measures anew, told whether to be quick; None where records, or nothing, are enough."""
+    measure: Callable[[Watcher, Grid, bool], Measurement] | None = None
+    """Measures anew, with the records at hand, told whether to be quick; None where records, or nothing, are enough."""
 
     def wanted(self, grid: Grid) -> list[RunConfig]:
         """Return every run it asks for so far; what is done of them may call for others."""

@@ -16,10 +16,12 @@ from veneer.data.sources import DataRequest, find_model, load_splits
 from veneer.data.splits import Examples
 from veneer.paper.exhibit import Measurement
 from veneer.paper.protocol import MODEL, SETTINGS, run_of
+from veneer.paper.rates import chosen_rate
 from veneer.paper.tabulation import accuracy_on_test
 from veneer.training.compare import Watcher, run_in_process
 from veneer.training.config import RunConfig, resolve_precision
 from veneer.training.encoding import BATCH_SIZE, autocast, collator, encode
+from veneer.training.grid import Grid
 from veneer.training.machine import describe_machine, describe_versions
 from veneer.training.models import Classifier, load_classifier
 from veneer.training.saved import load_trained
@@ -32,18 +34,20 @@ ROWS, QUICK_ROWS = 1000, 40
 """Sentences that are embedded."""
 
 
-def config_of(method: str, seed: int, *, quick: bool) -> RunConfig:
-    """Return one of the trainings, at the method's own rate."""
-    return run_of(LEARNT, method, seed, {"max_train_rows": 64, "max_eval_rows": 60, "epochs": 1} if quick else {})
+def config_of(grid: Grid, method: str, seed: int, *, quick: bool) -> RunConfig:
+    """Return one of the trainings, at the rate that the sweep chose, or the method's own as long as none is chosen."""
+    shortened = {"max_train_rows": 64, "max_eval_rows": 60, "epochs": 1} if quick else {}
+    return run_of(LEARNT, method, seed, {"learning_rate": chosen_rate(grid, LEARNT, method), **shortened})
 
 
-def measure(watcher: Watcher, quick: bool) -> Measurement:
+def measure(watcher: Watcher, grid: Grid, quick: bool) -> Measurement:
     """Train by each method and return what is left, run by run."""
     splits = load_splits(DataRequest(data=REMEMBERED), watcher.notify)
     sentences = list(splits.validation.texts)[: QUICK_ROWS if quick else ROWS]
     source = find_model(MODEL, watcher.notify)
     before = embeddings(load_classifier(source, ("a", "b"), seed=0, attention="eager"), sentences)
-    configs = [config_of(method, seed, quick=quick) for seed in (range(1) if quick else SEEDS) for method in METHODS]
+    seeds = range(1) if quick else SEEDS
+    configs = [config_of(grid, method, seed, quick=quick) for seed in seeds for method in METHODS]
     runs = []
     for number, config in enumerate(configs, start=1):
         watcher.run_started(config, number, len(configs))

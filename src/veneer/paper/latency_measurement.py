@@ -21,6 +21,7 @@ from veneer.paper.architectures import Attachment, gpt2_shape
 from veneer.paper.exhibit import Measurement
 from veneer.training.compare import Watcher
 from veneer.training.config import resolve_precision
+from veneer.training.grid import Grid
 from veneer.training.machine import describe_machine, describe_versions
 
 QUERY_VALUE = ("query", "value")
@@ -63,8 +64,8 @@ SHAPE, QUICK_SHAPE = (1024, 24, 16), (64, 2, 2)
 """Width, blocks and heads: GPT-2 medium's, and a toy's."""
 
 
-def measure(watcher: Watcher, quick: bool) -> Measurement:
-    """Return the times of every trial, in milliseconds, by setting and method."""
+def measure(watcher: Watcher, grid: Grid, quick: bool) -> Measurement:
+    """Return the times of every trial, in milliseconds, by setting and method; no record is needed."""
     at_hand: dict[tuple[int, int], dict[str, nn.Module]] = {}
     """The models of one width, made once: drawing their weights takes longer than most passes."""
 

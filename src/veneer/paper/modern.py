@@ -280,10 +280,7 @@ def _forget_less(runs_kept: Sequence[Mapping[str, Any]], *, quick: bool) -> tupl
         )
         cosine = minus_full(method, "cosine")
         ends = "" if cosine.low is None else f", 95 % interval {cosine.low:+.3f} to {cosine.high:+.3f}"
-        beside = (
-            f" The cosine to before, which does not decide: {cosine.value:+.3f}{ends}. Both methods were trained at "
-            "their own rates, which need not be those that the sweep chose."
-        )
+        beside = f" The cosine to before, which does not decide: {cosine.value:+.3f}{ends}."
         verdicts.append(replace(verdict, because=verdict.because + beside))
     return tuple(verdicts)
 
@@ -298,8 +295,8 @@ EXHIBIT = Exhibit(
     measure=measure,
     scaled_down=(
         *SCALED_DOWN,
-        "One task, TREC; seeds: three. Each side of a comparison has a rate of its own; what was forgotten is measured "
-        "at the methods' own rates, the chosen ones beside them. MiniLM comes without the head that guesses masked "
+        "One task, TREC; seeds: three. Each side of a comparison has a rate of its own; what was forgotten, too, "
+        "is measured at the rates that the sweeps chose. MiniLM comes without the head that guesses masked "
         "words, so forgetting is measured in what it was pretrained for last: which sentences are alike.",
     ),
 )

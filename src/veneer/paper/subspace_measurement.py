@@ -26,6 +26,7 @@ from veneer.paper.subspace import (
 )
 from veneer.training.compare import Watcher, run_in_process
 from veneer.training.config import RunConfig
+from veneer.training.grid import Grid
 from veneer.training.machine import describe_machine, describe_versions
 from veneer.training.models import load_classifier
 from veneer.training.saved import ADAPTER_FOLDER
@@ -48,8 +49,8 @@ def config_of(r: int, seed: int, *, quick: bool) -> RunConfig:
     return run_of(DATA, "lora-qv", seed, {"r": r, "max_eval_rows": 300, **shortened})
 
 
-def measure(watcher: Watcher, quick: bool) -> Measurement:
-    """Train the four adapters and return what is in them, layer by layer."""
+def measure(watcher: Watcher, grid: Grid, quick: bool) -> Measurement:
+    """Train the four adapters and return what is in them, layer by layer; no record is needed."""
     adapters = {}
     for number, (r, seed) in enumerate([(r, seed) for r in (SMALL, LARGE) for seed in SEEDS], start=1):
         config = config_of(r, seed, quick=quick)
