@@ -84,7 +84,9 @@ def train(
         note("no test rows: the validation figure also chose the epoch and is a little too good (--test, --test-share)")
     with progress_bars() as bars:
         bars.run_started(config, 1, 1)
-        record = run(config, out, on_progress=bars.run_progressed, notify=bars.notify, overwrite=overwrite)
+        record = run(
+            config, out, splits=splits, on_progress=bars.run_progressed, notify=bars.notify, overwrite=overwrite
+        )
         bars.run_ended(record)
     metric, _ = judged_by(data, record.validation)
     stdout.print(

@@ -106,6 +106,8 @@ class Curves:
     y_label: str
     series: tuple[Series, ...]
     log_x: bool = False
+    spans_are: str = "the spread over runs"
+    """What the spans of its series are."""
     caption: str = ""
 
 

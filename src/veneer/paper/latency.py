@@ -56,22 +56,34 @@ def contents(grid: Grid, measurement: Measurement | None) -> Contents:
 
 
 def _figure_5(sweep: Sequence[Mapping[str, Any]]) -> tuple[Curves, ...]:
-    lines: dict[str, list[tuple[float, float]]] = {}
+    lines: dict[str, dict[float, Number]] = {}
     for setting in sweep:
         for name in ADAPTERS:
-            line = lines.setdefault(f"{LABELS[name]}, r = {setting[name]}, batch {setting['batch']}", [])
-            line.append((float(setting["tokens"]), slow_down(setting["ms"], name).value))
+            line = lines.setdefault(f"{LABELS[name]}, r = {setting[name]}, batch {setting['batch']}", {})
+            line[float(setting["tokens"])] = slow_down(setting["ms"], name)
     figure = Curves(
         name="latency-figure5",
         title="Figure 5: how much slower adapters make a pass",
         x_label="Tokens (logarithmic)",
         y_label="Slower, %",
-        series=tuple(Series(name=name, points=tuple(points)) for name, points in lines.items()),
+        series=tuple(
+            Series(
+                name=name,
+                points=tuple((tokens, number.value) for tokens, number in line.items()),
+                spans=tuple(_interval(number) for number in line.values()),
+            )
+            for name, line in lines.items()
+        ),
         log_x=True,
+        spans_are="the 95 % interval of the median",
         caption="Medians over interleaved trials. The paper draws heat maps over batch, length and bottleneck; its "
         "largest slow-down, above 30 %, is at batch 1 and short sequences.",
     )
     return (figure,)
+
+
+def _interval(number: Number) -> tuple[float, float] | None:
+    return None if number.low is None or number.high is None else (number.low, number.high)
 
 
 def _machine(measurement: Measurement) -> tuple[str, ...]:

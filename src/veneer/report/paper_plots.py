@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import offset_copy
 
 from veneer.paper.exhibit import Curves, Scatter, Series
 from veneer.report.drawing import INK, MUTED, drawing_style, new_figure, to_svg
@@ -21,6 +22,8 @@ from veneer.report.plots import spread_out
 _NAME_LIMIT = 30
 _NAME_GAP = 15.0
 _MARKED_POINTS = 16
+_STEP_ASIDE = 2.5
+"""So far a line with bars stands beside the next, that none hides another's bars."""
 _FEWEST_GAPS = 10
 """A tick is at least this part of the axis away from the next, so that their numbers do not touch."""
 _FAR = 2.0
@@ -40,9 +43,9 @@ def plot_svg(figure: Curves | Scatter, looks: Looks) -> str:
         axes.grid(visible=False, axis="x")
         axes.margins(0.06, 0.1)
         floor = _floor(figure)
-        for series in figure.series:
+        for series, aside in zip(figure.series, _asides(figure), strict=True):
             if isinstance(figure, Curves):
-                _draw_line(axes, series, looks[series.name])
+                _draw_line(axes, series, looks[series.name], aside)
             else:
                 _draw_cloud(axes, series, looks[series.name], floor)
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # names are placed by these limits, so they must not move
@@ -60,24 +63,39 @@ def reading_note(figure: Curves | Scatter) -> str:
     if isinstance(figure, Curves):
         if not any(series.spans for series in figure.series):
             return ""
-        return "Bars show the spread over runs; a hollow mark is a single run."
+        single = any(None in series.spans for series in figure.series)
+        return f"Bars show {figure.spans_are}{'; a hollow mark is a single run' * single}."
     below = [
         f"{series.name} at {_range(low)}" for series in figure.series if (low := _points_below(series, _floor(figure)))
     ]
     return f"Below the axis, on its lower edge: {listed(below)}." if below else ""
 
 
-def _draw_line(axes: Axes, series: Series, look: Look) -> None:
+def _asides(figure: Curves | Scatter) -> list[float]:
+    """Return by how many pixels each series stands right of its place: nothing, but for lines whose bars would meet."""
+    last = len(figure.series) - 1
+    step = _STEP_ASIDE * any(series.spans for series in figure.series)
+    return [step * (place - last / 2) for place in range(last + 1)]
+
+
+def _draw_line(axes: Axes, series: Series, look: Look, aside: float) -> None:
     xs, ys = zip(*series.points, strict=True)
-    axes.plot(xs, ys, color=look.colour, linewidth=2.0)
+    place = offset_copy(axes.transData, axes.get_figure(root=True), x=aside, units="dots")
+    axes.plot(xs, ys, color=look.colour, linewidth=2.0, transform=place)
+    heights = [*ys, *(end for span in series.spans if span for end in span)]
+    axes.update_datalim([(min(xs), min(heights)), (max(xs), max(heights))])  # which lines set aside do not tell it
+    axes.autoscale_view()
     spans = series.spans or (None,) * len(xs)
     for x, y, span in zip(xs, ys, spans, strict=True):
         is_single = span is None and bool(series.spans)
         if span is not None:
-            axes.plot([x, x], span, color=look.colour, linewidth=1.6, alpha=0.6)
+            axes.plot([x, x], span, color=look.colour, linewidth=1.6, alpha=0.6, transform=place)
         if len(xs) <= _MARKED_POINTS:
             style = "none" if is_single else "full"
-            axes.plot([x], [y], look.marker, color=look.colour, markersize=7 if is_single else 5, fillstyle=style)
+            axes.plot(
+                [x], [y], look.marker, color=look.colour, markersize=7 if is_single else 5, fillstyle=style,
+                transform=place,
+            )  # fmt: skip
 
 
 def _draw_cloud(axes: Axes, series: Series, look: Look, floor: float) -> None:
@@ -144,7 +162,7 @@ def _name(axes: Axes, figure: Curves | Scatter, looks: Looks) -> None:
     """Write the names right of the axes by height: a line is joined to its name, a cloud's mark stands before it."""
     frame = axes.get_window_extent()
     ends = [_end(series) for series in figure.series]
-    places = [axes.transData.transform(end) for end in ends]
+    places = [(x + aside, y) for (x, y), aside in zip(axes.transData.transform(ends), _asides(figure), strict=True)]
     wanted = [max(float(y), frame.y0) for _, y in places]
     order = sorted(range(len(ends)), key=wanted.__getitem__)
     heights = spread_out([wanted[index] for index in order], _NAME_GAP, frame.y0 + 4, frame.y1 - 4)

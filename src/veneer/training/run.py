@@ -152,6 +152,7 @@ def run(
     config: RunConfig,
     folder: Path,
     *,
+    splits: Splits | None = None,
     on_progress: OnProgress = lambda progress: None,
     notify: Notify | None = None,
     overwrite: bool = False,
@@ -161,6 +162,7 @@ def run(
     Args:
         config: what to run.
         folder: the run folder; made anew.
+        splits: what `prepare_data` returns for `config`, where it was called already.
         on_progress: called after each step.
         notify: takes one line for the user.
         overwrite: whether a folder that exists may be replaced, once the run is done.
@@ -170,7 +172,7 @@ def run(
     """
     require_free(folder, overwrite=overwrite)
     source = find_model(config.model, notify)
-    splits = prepare_data(config, notify)
+    splits = splits or prepare_data(config, notify)
     with partial_folder(folder) as partial:
         record = _train_and_test(config, source, splits, folder=partial, on_progress=on_progress, notify=notify)
         write_results(partial, Results(machine=describe_machine(), versions=describe_versions(), records=[record]))
