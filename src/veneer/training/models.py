@@ -19,6 +19,7 @@ from veneer.data.sources import ModelSource
 from veneer.errors import ConfigError, DataError, DownloadError, gathered
 from veneer.lora.targets import HEAD_NAMES
 from veneer.methods.anatomy import num_positions
+from veneer.training.numbers import NumberLayer, put_number_layer
 
 LEAST_TOKENS = 4
 """Room that a text must have: a token each at its start and end, and something between."""
@@ -35,6 +36,8 @@ class Classifier:
     head: tuple[str, ...]
     """Names of the modules that `from_pretrained` initialised anew, or of the head that the model came with."""
     is_head_new: bool
+    number_layer: NumberLayer | None = None
+    """The last layer of a head for one number."""
 
 
 def quieten() -> None:
@@ -46,7 +49,7 @@ def quieten() -> None:
 def load_classifier(source: ModelSource, labels: Sequence[str], *, seed: int, attention: str) -> Classifier:
     """Return the model at `source` with a head for `labels`, the head's start drawn with `seed`.
 
-    Without labels the head has one output, a number, and the model's own loss is the mean squared error.
+    Without labels the head has one output, a number.
 
     Raises:
         DataError: the folder holds no model that can classify text.
@@ -85,7 +88,10 @@ def load_classifier(source: ModelSource, labels: Sequence[str], *, seed: int, at
     head = new_modules(model, new) or existing_head(model)
     if problems := _gaps(model, new, head):
         raise DataError(gathered(f"{source.name} cannot be used as a pretrained classifier:", problems))
-    return Classifier(model=model.eval(), tokenizer=tokenizer, head=head, is_head_new=bool(new))
+    number_layer = None if labels else put_number_layer(model, head)
+    return Classifier(
+        model=model.eval(), tokenizer=tokenizer, head=head, is_head_new=bool(new), number_layer=number_layer
+    )
 
 
 def _gaps(model: nn.Module, new: set[str], head: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from veneer.training.config import RunConfig
 from veneer.training.encoding import Features, collator, encode, predict_logits
 from veneer.training.machine import describe_machine, describe_versions, has_bfloat16, peak_memory_bytes
 from veneer.training.models import Classifier, load_classifier, readable_tokens
+from veneer.training.numbers import standardized
 from veneer.training.output import move_results, partial_folder, require_free
 from veneer.training.recipe import narrow_frozen, without_base_dropout
 from veneer.training.saved import TaskCard, save_trained
@@ -227,11 +229,20 @@ def _train_and_test(
         return score(logits, torch.tensor([row["labels"] for row in rows]))
 
     watch = score_test if config.watch_test and "test" in encoded else None
-    outcome = _train(resolved, classifier, encoded, folder=folder, on_progress=on_progress, score_test=watch)
+    with _own_units(classifier, splits):
+        outcome = _train(resolved, classifier, encoded, folder=folder, on_progress=on_progress, score_test=watch)
     test = score_test() if "test" in encoded else None
     _require_finite(outcome.keep_best.best, test)
     checkpoint = save_trained(classifier, card, folder)
     return _record(resolved, card, counts, outcome=outcome, test=test, checkpoint=checkpoint, splits=splits)
+
+
+def _own_units(classifier: Classifier, splits: Splits) -> AbstractContextManager[None]:
+    """Return the context in which numbers, if it is numbers that are learnt, count in units of their own spread."""
+    layer, targets = classifier.number_layer, splits.train.targets
+    if layer is None or targets is None:
+        return nullcontext()
+    return standardized(layer, targets, is_new=classifier.is_head_new)
 
 
 def _limits(config: RunConfig, max_tokens: int, added: int) -> Iterator[str]:
@@ -280,6 +291,8 @@ def _train(
 ) -> Outcome:
     """Train, and leave the weights of the best epoch in the model."""
     keep_best = KeepBest(classifier.model, score_test)
+    numbers = classifier.number_layer
+    unit = numbers.sd**2 if numbers else 1.0
     steps_per_epoch = math.ceil(len(rows["train"]) / config.batch_size)
     with tempfile.TemporaryDirectory(dir=folder) as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # third parties' advice on settings that are not the user's
@@ -289,6 +302,7 @@ def _train(
             data_collator=collator(classifier.tokenizer),
             train_dataset=rows["train"],
             eval_dataset=sorted(rows["validation"], key=lambda row: len(row["input_ids"])),
+            compute_loss_func=numbers.loss if numbers else None,
             compute_metrics=keep_best.compute_metrics,
             callbacks=[keep_best, Report(config.data, on_progress, keep_best)],
         )
@@ -297,7 +311,8 @@ def _train(
         trainer.train()
         seconds = time.perf_counter() - start
     keep_best.restore()
-    curve = [{"epoch": entry["epoch"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry]
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    curve = [{"epoch": entry["epoch"], "loss": entry["loss"] * unit} for entry in logged]
     return Outcome(keep_best=keep_best, train_seconds=seconds, peak_memory_bytes=peak_memory_bytes(), train_curve=curve)
 
 
