@@ -17,12 +17,11 @@ from veneer.paper.exhibit import (
     Measurement,
     Number,
     Outcome,
-    Series,
     Table,
     Verdict,
 )
 from veneer.paper.latency_measurement import PLAIN, measure
-from veneer.paper.tabulation import CONFIDENCE, not_run
+from veneer.paper.tabulation import CONFIDENCE, line_of, not_run
 from veneer.training.grid import Grid
 
 LABELS: Mapping[str, str] = {
@@ -66,24 +65,13 @@ def _figure_5(sweep: Sequence[Mapping[str, Any]]) -> tuple[Curves, ...]:
         title="Figure 5: how much slower adapters make a pass",
         x_label="Tokens (logarithmic)",
         y_label="Slower, %",
-        series=tuple(
-            Series(
-                name=name,
-                points=tuple((tokens, number.value) for tokens, number in line.items()),
-                spans=tuple(_interval(number) for number in line.values()),
-            )
-            for name, line in lines.items()
-        ),
+        series=tuple(line_of(name, line) for name, line in lines.items()),
         log_x=True,
         spans_are="the 95 % interval of the median",
         caption="Medians over interleaved trials. The paper draws heat maps over batch, length and bottleneck; its "
         "largest slow-down, above 30 %, is at batch 1 and short sequences.",
     )
     return (figure,)
-
-
-def _interval(number: Number) -> tuple[float, float] | None:
-    return None if number.low is None or number.high is None else (number.low, number.high)
 
 
 def _machine(measurement: Measurement) -> tuple[str, ...]:

@@ -161,15 +161,7 @@ def mean_curves(
         line: {x: number for x, records in runs.items() if (number := mean(records, read)) is not None}
         for line, runs in series.items()
     }
-    shown = tuple(
-        Series(
-            name=line,
-            points=tuple((x, number.value) for x, number in numbers.items()),
-            spans=tuple(_span(number) for number in numbers.values()),
-        )
-        for line, numbers in lines.items()
-        if numbers
-    )
+    shown = tuple(line_of(line, numbers) for line, numbers in lines.items() if numbers)
     collapsed = [
         f"{line} at {x:g}: {number.note}"
         for line, numbers in lines.items()
@@ -184,8 +176,19 @@ def mean_curves(
     return (curves,) if shown else ()
 
 
+def line_of(name: str, numbers: Mapping[float, Number]) -> Series:
+    """Return a line through numbers by their place on the axis; a span is a standard deviation, or else an interval."""
+    return Series(
+        name=name,
+        points=tuple((x, number.value) for x, number in numbers.items()),
+        spans=tuple(_span(number) for number in numbers.values()),
+    )
+
+
 def _span(number: Number) -> tuple[float, float] | None:
-    return None if number.sd is None else (number.value - number.sd, number.value + number.sd)
+    if number.sd is not None:
+        return number.value - number.sd, number.value + number.sd
+    return None if number.low is None or number.high is None else (number.low, number.high)
 
 
 def average(numbers: Sequence[Number]) -> Number:
