@@ -125,6 +125,12 @@ def test_merged_it_is_the_same_model(runs, numbers, tmp_path):
     assert merged["loss"] == pytest.approx(adapted["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize(("dtype", "warned"), [("float32", False), ("bfloat16", True)])
+def test_who_merges_in_bfloat16_is_told_that_numbers_are_rounded(runs, tmp_path, dtype, warned):
+    ended = worked("merge", runs("lora-all"), tmp_path / "merged", "--dtype", dtype)
+    assert ("numbers are rounded" in " ".join(ended.err.split())) == warned
+
+
 def test_a_line_names_the_metrics_and_what_the_mean_would_reach(runs, numbers):
     printed = worked("evaluate", runs("lora-all"), "--data", numbers / "test.csv", *COLUMNS).out
     for part in (

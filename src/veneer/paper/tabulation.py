@@ -236,7 +236,7 @@ def judge(*, claim: str, source: str, differences: Mapping[str, Number | None], 
     deciding = {task: number for task, number in differences.items() if number is not None and _can_decide(number)}
     overall = average(list(deciding.values())) if deciding else None
     if len(deciding) > 1:
-        because += f" Over {' and '.join(deciding)}: {_told(overall, bar)}."
+        because += f" Over {', '.join(deciding)} together: {_told(overall, bar)}."
     elif deciding and len(differences) > 1:
         because += f" Judged by {next(iter(deciding))} alone."
     if margin is not None:

@@ -94,6 +94,8 @@ def write_merged(
     load_state(network, adapter, any_base=any_base)
     merge(network)
     network.to(DTYPES[dtype])  # type: ignore[arg-type]
+    if card is not None and card.task == "regression" and dtype == "bfloat16" and notify:
+        notify("its numbers are rounded too: bfloat16 has every eighth year around 2000; --dtype float32 keeps them")
     network.save_pretrained(folder)
     tokenizer = (_tokenizer(found) if (found / TOKENIZER_FILE).is_file() else None) or _tokenizer(source.location)
     if tokenizer is not None:
