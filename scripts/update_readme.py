@@ -12,7 +12,8 @@ from rich.table import Table
 from veneer.paper.protocol import SCALE, TASKS
 from veneer.paper.table2 import runs_of
 from veneer.paper.table_of_contents import ARITHMETIC, EXHIBITS, LATER_WORK, all_sheets
-from veneer.paper.tabulation import difference, found, in_points, own_score_on_test
+from veneer.paper.tabulation import difference, found, own_score_on_test
+from veneer.paper.verdicts import in_points
 from veneer.report.paper_page import outcome_in_words
 from veneer.report.summary import summarize
 from veneer.report.terminal import markdown_table, results_table

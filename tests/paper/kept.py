@@ -1,10 +1,10 @@
-"""Made-up records where a grid looks for them."""
+"""Made-up records where a grid looks for them, and made-up differences."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tests.report.records import record, regression, results
-from veneer.paper.exhibit import Exhibit
+from veneer.paper.exhibit import Exhibit, Number
 from veneer.results import write_results
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -31,3 +31,9 @@ def keep_all(grid: Grid, exhibit: Exhibit, accuracy: Callable[[RunConfig], float
     """Put every run of an exhibit there, those that choose the rates first."""
     keep_sweeps(grid, exhibit, accuracy)
     keep(grid, grid.missing(exhibit.runs(grid)), accuracy)
+
+
+def gap(value: float, half: float | None) -> Number:
+    """Return a difference of three pairs whose interval reaches `half` to either side."""
+    low, high = (None, None) if half is None else (value - half, value + half)
+    return Number(value=value, low=low, high=high, num_runs=3)

@@ -33,16 +33,17 @@ def peaked(peaks: dict[str, float]) -> Callable[[RunConfig], float]:
     return accuracy
 
 
-def ten_times(grid: Grid, peaks: dict[str, float]) -> str:
+@pytest.mark.parametrize(
+    ("peaks", "outcomes"),
+    [
+        ({"full": 1, "lora-qv": 1, "lora-all": 1}, ["held", "held"]),  # 20 and 10 times
+        ({"full": 10, "lora-qv": 0.3, "lora-all": 0.3}, ["not held", "not held"]),
+        ({"full": 1, "lora-qv": 10, "lora-all": 1}, ["not held", "held"]),  # 200 and 10 times
+    ],
+)
+def test_ten_times_is_judged_by_the_best_rates_of_the_sweep(grid, peaks, outcomes):
     keep_all(grid, modern.EXHIBIT, peaked(peaks))
-    return modern.EXHIBIT.sheet(grid).verdicts[0].outcome
-
-
-def test_ten_times_is_judged_by_the_best_rates_of_the_sweep(tmp_path):
-    assert ten_times(Grid(folder=tmp_path / "a"), {"full": 1, "lora-qv": 1, "lora-all": 1}) == "held"  # 20 and 10 times
-    assert ten_times(Grid(folder=tmp_path / "b"), {"full": 10, "lora-qv": 0.3, "lora-all": 0.3}) == "not held"
-    mixed = {"full": 1, "lora-qv": 10, "lora-all": 1}  # 200 and 10 times
-    assert ten_times(Grid(folder=tmp_path / "c"), mixed) == "undecided"
+    assert [verdict.outcome for verdict in modern.EXHIBIT.sheet(grid).verdicts[:2]] == outcomes
 
 
 def test_the_wide_sweep_goes_from_a_tenth_to_ten_times():
@@ -62,7 +63,7 @@ def test_the_comparisons_turn_with_the_numbers(grid, sign, outcome):
     firsts = [runs for one in modern.COMPARISONS for runs in modern.runs_of(grid, one.first)]
     seconds = [runs for one in modern.COMPARISONS for runs in modern.runs_of(grid, one.second)]
     assert not set(firsts) & set(seconds)
-    verdicts = modern.EXHIBIT.sheet(grid).verdicts[1 : 1 + len(modern.COMPARISONS)]
+    verdicts = modern.EXHIBIT.sheet(grid).verdicts[2 : 2 + len(modern.COMPARISONS)]
     assert [verdict.outcome for verdict in verdicts] == [outcome] * len(modern.COMPARISONS)
 
 

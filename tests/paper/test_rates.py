@@ -21,7 +21,15 @@ def grid(tmp_path: Path) -> Grid:
     return Grid(folder=tmp_path / "runs")
 
 
-def keep(grid: Grid, config: RunConfig, *, validation: float, test: float = 0.5, loss: float = 1.0) -> None:
+def keep(
+    grid: Grid,
+    config: RunConfig,
+    *,
+    validation: float,
+    test: float = 0.5,
+    loss: float = 1.0,
+    collapsed: bool = False,
+) -> None:
     folder = grid.place(config)
     folder.mkdir(parents=True)
     made = record(config.method, 0.5, config.seed, data=config.data)
@@ -31,7 +39,7 @@ def keep(grid: Grid, config: RunConfig, *, validation: float, test: float = 0.5,
         return replace(old, accuracy=accuracy, loss=loss)
 
     found = {"validation": scores(made.validation, validation), "test": scores(made.test, test)}
-    write_results(folder, results(replace(made, **found, config=config.resolved().to_json())))
+    write_results(folder, results(replace(made, **found, config=config.resolved().to_json(), collapsed=collapsed)))
 
 
 def runs(grid: Grid) -> list[RunConfig]:
@@ -71,10 +79,27 @@ def test_the_sweep_goes_on_until_validation_has_its_best_inside(grid, step):
     assert len(tried) == 3 + max(0, abs(step))  # none further than needed
 
 
-@pytest.mark.parametrize(("peak", "furthest"), [(1e-9, -4), (0.99, 4)])
-def test_no_sweep_goes_further_than_a_hundredfold(grid, peak, furthest):
-    fill(grid, peak)
-    assert chosen_rate(grid, TASK, METHOD) == rate_at(METHOD, furthest)
+def test_no_sweep_goes_further_than_a_thousandfold(grid):
+    fill(grid, 1e-9)
+    assert chosen_rate(grid, TASK, METHOD) == pytest.approx(find_method(METHOD).learning_rate / 1000)
+
+
+@pytest.mark.parametrize(("collapsed", "num_tried"), [((0, 2), 5), ((0,), 3), ((), 3)])
+def test_between_two_rates_that_collapse_it_goes_by_half_steps(grid, collapsed, num_tried):
+    """The best of one is no choice; the rates tried then lie between the three, and the best of all five is chosen."""
+    for place, config in enumerate(runs(grid)):
+        keep(grid, config, validation=0.6 if place == 1 else 0.5, collapsed=place in collapsed)
+    steps = [config.peak_learning_rate() for config in runs(grid)]
+    assert len(steps) == num_tried
+    assert steps == sorted(steps)
+    if num_tried > 3:
+        own = find_method(METHOD).learning_rate
+        assert [rate / own for rate in steps] == pytest.approx([0.3, 0.5, 1, 2, 3])
+        assert chosen_rate(grid, TASK, METHOD) is None
+        for config in grid.missing(runs(grid)):
+            keep(grid, config, validation=0.7 if config.peak_learning_rate() > own else 0.65)
+        assert chosen_rate(grid, TASK, METHOD) == pytest.approx(2 * own)
+        assert not grid.missing(runs(grid))
 
 
 def test_no_rate_reaches_one(grid):

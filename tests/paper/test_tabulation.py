@@ -1,15 +1,14 @@
-"""Collapsed runs enter no mean, differences are paired, and a verdict is what the interval says."""
+"""Collapsed runs enter no mean, and differences are paired."""
 
 import pytest
 
+from tests.paper.kept import gap
 from tests.report.records import collapsed, record, regression
-from veneer.paper.exhibit import Number
 from veneer.paper.tabulation import (
     accuracy_on_test,
     average,
     best_on_dev,
     difference,
-    judge,
     mean,
     mean_curves,
     median_on_dev,
@@ -87,34 +86,6 @@ def test_differences_that_happen_to_be_equal_are_no_more_certain_than_their_rows
     assert one.high - one.value == pytest.approx(4.303 / (6 * 3) ** 0.5 / first[0].test.num_examples, rel=1e-3)
 
 
-def test_what_a_verdict_rests_on_is_told():
-    """How many seeds, on which tasks, and that a loss within the margin is a loss."""
-    within = judge(claim="c", source="s", differences={"a": gap(-0.005, 0.002), "b": gap(0.1, None)}, margin=0.01)
-    assert within.outcome == "held"
-    assert "that is a loss" in within.because
-    assert "b: +10.0 points without a spread over 3 common seeds" in within.because
-    assert "Judged by a alone" in within.because
-    one = Number(value=0.1, num_runs=1)
-    assert "over 1 common seed." in judge(claim="c", source="s", differences={"a": one}).because
-    gain = judge(claim="c", source="s", differences={"a": gap(0.005, 0.002)}, margin=0.01)
-    assert "loss" not in gain.because
-
-
-@pytest.mark.parametrize(
-    ("value", "half", "margin", "text"),
-    [
-        (0.0052, 0.005, None, "interval +0.02 to +1.02"),
-        (0.0052, 0.0056, None, "interval -0.04 to +1.08"),
-        (0.005, 0.004, None, "interval +0.1 to +0.9"),
-        (-0.006, 0.0038, 0.01, "interval -0.98 to -0.22"),
-        (0.005, 0.00497, None, "interval +0.003 to +0.997"),
-        (-0.006, 0.006, 0.01, "interval -1.2 to +0.0"),
-    ],
-)
-def test_an_interval_shows_on_which_side_of_the_bar_it_ends(value, half, margin, text):
-    assert text in judge(claim="c", source="s", differences={"a": gap(value, half)}, margin=margin).because
-
-
 def test_a_curve_tells_which_of_its_runs_collapsed():
     of = {"full": {0.1: [record("full", 0.8, 0), collapsed("full", 1)], 0.3: [record("full", 0.8, 0)]}}
     (curves,) = mean_curves(name="n", title="t", x_label="rate", series=of)
@@ -122,49 +93,6 @@ def test_a_curve_tells_which_of_its_runs_collapsed():
     assert "0.3" not in curves.caption
     (whole,) = mean_curves(name="n", title="t", x_label="rate", series={"full": {0.3: of["full"][0.3]}})
     assert not whole.caption
-
-
-def gap(value: float, half: float | None) -> Number:
-    low, high = (None, None) if half is None else (value - half, value + half)
-    return Number(value=value, low=low, high=high, num_runs=3)
-
-
-def test_two_pairs_decide_nothing_however_alike_they_are():
-    equal = Number(value=0.02, low=0.02, high=0.02, num_runs=2)
-    verdict = judge(claim="c", source="s", differences={"task": equal})
-    assert verdict.outcome == "undecided"
-    assert "too few" in verdict.because
-
-
-@pytest.mark.parametrize(
-    ("differences", "margin", "outcome"),
-    [
-        ([gap(0.02, 0.01)], None, "held"),
-        ([gap(-0.02, 0.01)], None, "not held"),
-        ([gap(0.005, 0.01)], None, "undecided"),
-        ([gap(-0.005, 0.002)], None, "not held"),
-        ([gap(-0.005, 0.002)], 0.01, "held"),  # worse, but by less than the margin
-        ([gap(-0.02, 0.005)], 0.01, "not held"),
-        ([gap(-0.01, 0.005)], 0.01, "undecided"),  # worse, but perhaps by less than the margin
-        ([gap(0.0, 0.02)], 0.01, "undecided"),
-        ([gap(0.02, None)], None, "undecided"),  # one pair tells nothing
-        ([None], None, "not run yet"),
-        ([], None, "not run yet"),
-        ([gap(0.02, 0.01), None], None, "held"),
-        ([gap(0.02, 0.01), gap(-0.02, None)], None, "held"),  # one pair on another task undoes nothing
-        ([gap(0.02, 0.01), gap(0.02, 0.01)], None, "held"),
-        ([gap(0.02, 0.01), gap(-0.02, 0.01)], None, "undecided"),
-        ([gap(0.05, 0.01), gap(-0.01, 0.01)], None, "held"),  # the mean over tasks is what is claimed
-    ],
-)
-def test_a_claim_is_decided_by_where_its_intervals_lie(differences, margin, outcome):
-    tasks = {f"task {number}": one for number, one in enumerate(differences)}
-    verdict = judge(claim="c", source="s", differences=tasks, margin=margin)
-    assert verdict.outcome == outcome
-    if any(differences):
-        assert all(task in verdict.because for task in tasks)
-    else:
-        assert verdict.because == "Not run yet."
 
 
 def test_tasks_count_alike_and_their_variances_add():
@@ -176,13 +104,6 @@ def test_tasks_count_alike_and_their_variances_add():
     assert number.value == pytest.approx(0.03)
     assert number.high - number.value == pytest.approx(2.776 * 0.01 / 2**0.5, rel=1e-3)
     assert average([gap(0.04, 0.01)]) == gap(0.04, 0.01)
-
-
-def test_where_every_pair_has_a_collapsed_run_nothing_is_decided_and_it_is_told():
-    first, second = [record("lora-qv", 0.8, seed) for seed in range(3)], [collapsed("full", seed) for seed in range(3)]
-    verdict = judge(claim="c", source="s", differences={"task": difference(first, second)})
-    assert verdict.outcome == "undecided"
-    assert "every pair has a collapsed run" in verdict.because
 
 
 def test_a_records_own_score_is_what_its_task_is_judged_by():

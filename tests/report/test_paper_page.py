@@ -15,7 +15,7 @@ from matplotlib import image
 from tests.report.test_paper_tables import SHEET, TABLE
 from veneer.paper.exhibit import Curves, HeatMaps, Panel, Scatter, Series, Verdict
 from veneer.paper.table_of_contents import ARITHMETIC, EXHIBITS, NOT_ATTEMPTED
-from veneer.report.paper_cells import MARKS, WAITING
+from veneer.report.paper_cells import DECIDED_BY, MARKS, WAITING
 from veneer.report.paper_figures import caption_of, drawings_of, figure_svg
 from veneer.report.paper_files import write_paper
 from veneer.report.paper_looks import looks_of
@@ -225,11 +225,13 @@ def test_what_an_outcome_means_is_said_and_each_has_a_mark_of_its_own():
     assert len({style for style, _, _ in styles}) == len(MARKS)
 
 
-def test_the_page_tells_how_many_of_its_verdicts_chance_could_have_made_and_what_nobody_tried():
+def test_the_page_tells_how_verdicts_are_made_that_chance_makes_some_and_what_nobody_tried():
     told = [Verdict(claim="c", source="s", outcome=outcome, because="b") for outcome in (*["held"] * 30, *MARKS)]
     page = page_of([replace(SHEET, verdicts=tuple(told)), replace(SHEET, exhibit=ARITHMETIC, verdicts=tuple(told))])
     assert "33 claims, besides the counts, have been measured and 32 decided" in page
-    assert "would still decide about 2." in page
+    assert page.count(DECIDED_BY) == 1
+    assert DECIDED_BY in sheet_as_markdown(SHEET, "figures")
+    assert DECIDED_BY not in sheet_as_markdown(replace(SHEET, exhibit=ARITHMETIC), "figures")
     assert all(str(escape(line)) in page for line in NOT_ATTEMPTED)
 
 

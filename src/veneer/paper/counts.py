@@ -99,6 +99,10 @@ _TABLE_2 = (
         setting="r = 8",
     ),
     CountRow(
+        table="Table 2", row="RoBERTa large, LoRA†", printed="0.8M", count=_low_rank("RoBERTa large", 8),
+        setting=_R + "8",
+    ),
+    CountRow(
         table="Table 2", row="DeBERTa XXL, FT", printed="1500.0M", count=_whole("DeBERTa XXL"), setting="all weights",
         note="the model's nominal size",
     ),

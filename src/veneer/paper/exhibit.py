@@ -214,7 +214,7 @@ class Exhibit:
             tables=contents.tables,
             figures=contents.figures,
             verdicts=contents.verdicts,
-            scaled_down=self.scaled_down + _precisions(grid, runs) + _shortened(measurement),
+            scaled_down=self.scaled_down + _machines(grid, runs) + _shortened(measurement),
             missing=tuple(_in_words(grid, config) for config in grid.missing(runs))
             + (("the measurement itself",) if unmeasured else ()),
             following=self._following(grid),
@@ -249,13 +249,15 @@ def _in_words(grid: Grid, config: RunConfig) -> str:
     return f"{', '.join(parts)} ({grid.places(config)[0].name})"
 
 
-def _precisions(grid: Grid, runs: Sequence[RunConfig]) -> tuple[str, ...]:
-    """Return how many of the runs were done in which precision, where it is not one for all."""
-    counted = Counter(record.config["precision"] for record in grid.done(runs))
+def _machines(grid: Grid, runs: Sequence[RunConfig]) -> tuple[str, ...]:
+    """Return how many of the runs were done in which precision on which processor, where these differ."""
+    once = {grid.places(config)[0]: config for config in runs}
+    done = [results for config in once.values() if (results := grid.results(config)) is not None]
+    counted = Counter(f"in {one.records[0].config['precision']} on an {one.machine['cpu']}" for one in done)
     if len(counted) < 2:
         return ()
-    told = ", ".join(f"{count} in {precision}" for precision, count in sorted(counted.items()))
-    return (f"Precision: that of the machine at hand; runs {told}. results/recipe.md compares the two.",)
+    told = ", ".join(f"{count} {how}" for how, count in sorted(counted.items()))
+    return (f"Machines: those at hand; runs: {told}. results/recipe.md compares the precisions.",)
 
 
 def _shortened(measurement: Measurement | None) -> tuple[str, ...]:

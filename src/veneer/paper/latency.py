@@ -21,7 +21,8 @@ from veneer.paper.exhibit import (
     Verdict,
 )
 from veneer.paper.latency_measurement import PLAIN, measure
-from veneer.paper.tabulation import CONFIDENCE, line_of, not_run
+from veneer.paper.tabulation import CONFIDENCE, line_of
+from veneer.paper.verdicts import not_run
 from veneer.training.grid import Grid
 
 LABELS: Mapping[str, str] = {

@@ -7,12 +7,12 @@ from typing import Any
 from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, Number, Table, Verdict
 from veneer.paper.protocol import SCALED_DOWN, TASKS, by_seed
 from veneer.paper.rates import sweep_of, tuned_runs
-from veneer.paper.tabulation import difference, found, judge, mean, mean_curves, median_on_dev
+from veneer.paper.tabulation import difference, found, mean, mean_curves, median_on_dev
+from veneer.paper.verdicts import MARGIN, judge
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
-MARGIN = 0.01
 METHOD = "lora-qv"
 SEEDS = range(3)
 RANKS = (1, 2, 4, 8, 64)
@@ -149,7 +149,7 @@ def _verdicts(records: Records) -> tuple[Verdict, ...]:
     pair = QUERY_VALUE
     better = tuple(
         (f"At one budget, W_q and W_v with r = 4 do better than {SHORT[weight]} alone with r = 8", Choice((weight,), 8))
-        for weight in ("query", "key", "value")
+        for weight in SHORT
     )
     return (
         *(

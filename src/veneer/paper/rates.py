@@ -1,33 +1,39 @@
 """Which learning rate a method gets on a task: the best of a small sweep on validation rows, then used for all seeds.
 
 One rule for every method: its own rate and a step to either side are tried, and as long as the best of them lies at an
-edge, one step beyond it. The sweep's runs are kept like any other; test rows have no say. The paper gives each method
-and task a rate of its own too (Tables 9 to 12). Until a sweep is complete nothing is shown of its method.
+edge, one step beyond it. Where the runs to both sides of the best collapsed, half a step to either side is tried too:
+of one rate that learns nothing is chosen. The sweep's runs are kept like any other; test rows have no say. The paper
+gives each method and task a rate of its own too (Tables 9 to 12). Until a sweep is complete nothing is shown of its
+method.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from veneer.methods.table import find_method
-from veneer.paper.protocol import ForeseenGrid, run_of
+from veneer.paper.exhibit import Cell, Table
+from veneer.paper.protocol import MODEL, ForeseenGrid, run_of
 from veneer.paper.tabulation import found, own_score_on_validation
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
 SEED = 0
-FURTHEST = 4
-"""Steps, a hundredth or a hundred times the method's own rate: no sweep goes beyond."""
+FURTHEST = 6
+"""Steps, a thousandth or a thousand times the method's own rate: no sweep goes beyond."""
+HALF_STEPS = (1, 2, 3, 5)
+"""Times which a rate goes up by half steps, until it is ten times as high."""
 
 
-def rate_at(method: str, step: int) -> float:
-    """Return the rate so many steps above the method's own, or below: steps go by 1, 3, 10, 30 and so on."""
-    decade, is_odd = divmod(step, 2)
-    return float(f"{find_method(method).learning_rate * 10.0**decade * (3 if is_odd else 1):.3g}")
+def rate_at(method: str, step: float) -> float:
+    """Return the rate so many steps above the method's own, or below: whole ones go by 1, 3, 10, 30 and so on."""
+    decade, half_steps = divmod(round(2 * step), len(HALF_STEPS))
+    return float(f"{find_method(method).learning_rate * 10.0**decade * HALF_STEPS[half_steps]:.3g}")
 
 
 def runs_at(
-    task: str, method: str, steps: Sequence[int], *, seed: int = SEED, changes: Mapping[str, Any] | None = None
+    task: str, method: str, steps: Sequence[float], *, seed: int = SEED, changes: Mapping[str, Any] | None = None
 ) -> list[RunConfig]:
     """Return one run for each of these steps, with `changes` to its other settings."""
     return [run_of(task, method, seed, {**(changes or {}), "learning_rate": rate_at(method, step)}) for step in steps]
@@ -53,6 +59,10 @@ def sweep_of(grid: Grid, task: str, method: str, changes: Mapping[str, Any] | No
             low -= 1
         elif place == len(done) - 1 and high < FURTHEST and rate_at(method, high + 1) < 1:
             high += 1
+        elif 0 < place < len(done) - 1 and done[place - 1].collapsed and done[place + 1].collapsed:
+            step = low + place
+            steps = sorted([*range(low, high + 1), step - 0.5, step + 0.5])
+            return runs_at(task, method, steps, changes=changes)
         else:
             return runs
 
@@ -93,3 +103,58 @@ def tuned_runs(
     rate = chosen_rate(grid, task, method, swept)
     settings = {**(swept or {}), "learning_rate": rate, **(changes or {})}
     return [] if rate is None else [run_of(task, method, seed, settings) for seed in seeds]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """One method on one task, whose rates a table shows."""
+
+    task: str
+    method: str
+    label: str
+    """What the method is called there."""
+    changes: Mapping[str, Any] | None = None
+    """To the settings of every run of its sweep."""
+
+
+def rates_table(grid: Grid, name: str, parts: Sequence[Swept]) -> Table:
+    """Return what each sweep that has begun tried, and what it chose.
+
+    Args:
+        grid: where the records are.
+        name: of the table.
+        parts: the sweeps, in order.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    for part in parts:
+        done = found(grid, sweep_of(grid, part.task, part.method, part.changes))
+        if not done:
+            continue
+        told = (
+            f"{record.config['learning_rate']:g}: {own_score_on_validation(record):.3f}"
+            + " (collapsed)" * record.collapsed
+            for record in done
+        )
+        chosen = chosen_rate(grid, part.task, part.method, part.changes)
+        is_edge = chosen in (done[0].config["learning_rate"], done[-1].config["learning_rate"])
+        model = (part.changes or {}).get("model", MODEL)
+        rows.append(
+            (
+                part.task if model == MODEL else f"{part.task} with {model}",
+                part.label,
+                ", ".join(told),
+                None if chosen is None else f"{chosen:g}" + ", at an edge" * is_edge,
+                f"{find_method(part.method).learning_rate:g}",
+            )
+        )
+    return Table(
+        name=name,
+        title="The learning rates that were tried",
+        columns=("Task", "Method", "Rate: score on validation", "Chosen", "The method's own"),
+        rows=tuple(rows),
+        notes=(
+            "One seed a rate; a step beyond the edge as long as the best lies there, up to a rate of 1; half a step to "
+            "either side of a best one between two that collapsed. The best on validation rows is used for all seeds, "
+            "among equals the one of least validation loss.",
+        ),
+    )

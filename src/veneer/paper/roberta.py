@@ -8,14 +8,14 @@ from veneer.data.glue import TASKS
 from veneer.paper.exhibit import Cell, Contents, Exhibit, Measurement, Table
 from veneer.paper.protocol import by_seed, run_of
 from veneer.paper.table2 import COLUMNS, FROM_MNLI, LORA_ROW, PAPER_ROWS
-from veneer.paper.tabulation import best_on_dev, found, judge, mean, mean_difference, median_on_dev, own_score_on_test
+from veneer.paper.tabulation import best_on_dev, found, mean, mean_difference, median_on_dev, own_score_on_test
+from veneer.paper.verdicts import MARGIN, judge
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
 MODEL = "FacebookAI/roberta-base"
 METHOD = "lora-qv"
 SEEDS = range(5)
-MARGIN = 0.01
 _, _, ROW = PAPER_ROWS[LORA_ROW]
 SETTINGS: Mapping[str, Any] = {
     "model": MODEL,

@@ -14,7 +14,8 @@ from typing import Any
 from veneer.paper.exhibit import Measurement, Outcome, Verdict
 from veneer.paper.subspace import random_similarity
 from veneer.paper.subspace_measurement import LARGE, SMALL
-from veneer.paper.tabulation import FEWEST_PAIRS, mean_difference, not_run
+from veneer.paper.tabulation import mean_difference
+from veneer.paper.verdicts import FEWEST_PAIRS, not_run
 
 SYMBOLS = {"query": "W_q", "value": "W_v"}
 TENTH = 38

@@ -221,6 +221,7 @@ EXHIBIT = Exhibit(
         "Model: MiniLM, d = 384 and 6 layers, instead of GPT-3, d = 12,288 and 96 layers; all layers are shown.",
         f"Ranks: {SMALL} and {LARGE} throughout, where Table 7 has 4 and 64.",
         f"Training: {ROWS:,} film reviews, 3 epochs, so that the four adapters take minutes; two seeds a rank, so "
-        "what is said of two seeds is of one pair.",
+        "what is said of two seeds is of one pair. An interval over layers takes the layers of one model for "
+        "independent, which they are not.",
     ),
 )

@@ -1,4 +1,4 @@
-"""From the records of a grid to a table's numbers and a verdict.
+"""From the records of a grid to a table's numbers; `verdicts.py` makes verdicts of them.
 
 A collapsed run gives one answer only: it says that training failed, so it enters no mean and no difference; how many
 there were, and the mean with them, is told beside. Methods are compared by pairs of runs with the same seed, which
@@ -14,14 +14,12 @@ from statistics import fmean, median, stdev
 from scipy.stats import t as student  # type: ignore[import-untyped]  # scipy ships no types
 
 from veneer.data.metrics import judged_by
-from veneer.paper.exhibit import Curves, Number, Outcome, Series, Verdict
-from veneer.results import AnyScores, RunRecord
+from veneer.paper.exhibit import Curves, Number, Series
+from veneer.results import AnyScores, RunRecord, Scores
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
 CONFIDENCE = 0.95
-FEWEST_PAIRS = 3
-"""With fewer nothing is decided: two differences can happen to be alike."""
 Read = Callable[[RunRecord], float]
 """Which figure of a record is tabulated."""
 
@@ -36,14 +34,19 @@ def beyond_head(record: RunRecord) -> int:
     return record.trainable_parameters - record.head_parameters
 
 
+def scores_on_test(record: RunRecord) -> AnyScores:
+    """Return the scores on rows that chose nothing: test, or validation where there is no test."""
+    return record.test or record.validation
+
+
 def accuracy_on_test(record: RunRecord) -> float:
-    """Return the accuracy on rows that chose nothing: test, or validation where there is no test."""
-    return (record.test or record.validation).figures["accuracy"]
+    """Return the accuracy on those rows."""
+    return scores_on_test(record).figures["accuracy"]
 
 
 def own_score_on_test(record: RunRecord) -> float:
-    """Return what the record's task is judged by, on the same rows: on GLUE what the paper's Table 2 reports."""
-    return _own_score(record, record.test or record.validation)
+    """Return what the record's task is judged by, on those rows: on GLUE what the paper's Table 2 reports."""
+    return _own_score(record, scores_on_test(record))
 
 
 def own_score_on_validation(record: RunRecord) -> float:
@@ -54,6 +57,20 @@ def own_score_on_validation(record: RunRecord) -> float:
 def _own_score(record: RunRecord, scores: AnyScores) -> float:
     metric, _ = judged_by(record.data, scores)
     return scores.figures[metric.key]
+
+
+def guess(record: RunRecord) -> float:
+    """Return what one answer for all these rows would score: in accuracy a share, as a correlation 0."""
+    scores = scores_on_test(record)
+    metric, _ = judged_by(record.data, scores)
+    return scores.majority_share if isinstance(scores, Scores) and metric.key == "accuracy" else 0.0
+
+
+def noise(record: RunRecord, reached: float) -> float:
+    """Return by how much other rows, as many as these, would move such a score: two standard errors."""
+    scores = scores_on_test(record)
+    metric, _ = judged_by(record.data, scores)
+    return 2 * metric.standard_error(reached, scores.num_examples)
 
 
 def best_on_dev(record: RunRecord) -> float:
@@ -106,7 +123,7 @@ def difference(first: Sequence[RunRecord], second: Sequence[RunRecord], read: Re
         return Number(value=value, num_runs=0, signed=True, note="every pair has a collapsed run")
     left_out = len(pairs) - len(good)
     note = f"{left_out} pair{'s' * (left_out > 1)} with a collapsed run left out" if left_out else ""
-    num_rows = min((record.test or record.validation).num_examples for pair in good for record in pair)
+    num_rows = min(scores_on_test(record).num_examples for pair in good for record in pair)
     return mean_difference([read(one) - read(other) for one, other in good], note=note, step=1 / num_rows)
 
 
@@ -214,83 +231,3 @@ def _standard_error(number: Number) -> tuple[float, int]:
     assert number.num_runs is not None, "it is of runs"
     freedom = number.num_runs - 1
     return (number.high - number.low) / (2 * _quantile(freedom)), freedom
-
-
-def judge(*, claim: str, source: str, differences: Mapping[str, Number | None], margin: float | None = None) -> Verdict:
-    """Return the verdict on "the first is better", or with a margin on "the first is no worse".
-
-    The mean over the tasks that have `FEWEST_PAIRS` pairs decides, by its confidence interval: the claim holds where
-    all of it lies above 0, or with a margin above -margin, and does not where all of it lies below. Anything else
-    leaves it undecided; tasks with fewer pairs are told, and decide nothing.
-
-    Args:
-        claim: what the paper says.
-        source: where.
-        differences: task -> first - second; None where there is no pair of runs.
-        margin: how much worse still counts as no worse, in the score's own unit.
-    """
-    if not any(differences.values()):
-        return not_run(claim, source)
-    bar = 0.0 if margin is None else -margin
-    because = "; ".join(f"{task}: {_told(number, bar)}" for task, number in differences.items()) + "."
-    deciding = {task: number for task, number in differences.items() if number is not None and _can_decide(number)}
-    overall = average(list(deciding.values())) if deciding else None
-    if len(deciding) > 1:
-        because += f" Over {', '.join(deciding)} together: {_told(overall, bar)}."
-    elif deciding and len(differences) > 1:
-        because += f" Judged by {next(iter(deciding))} alone."
-    if margin is not None:
-        because += f" No worse means by less than {100 * margin:.1f} points."
-    return Verdict(claim=claim, source=source, outcome=_decide(overall, bar), because=because)
-
-
-def _decide(overall: Number | None, bar: float) -> Outcome:
-    if overall is None or overall.low is None or overall.high is None:
-        return "undecided"
-    return "held" if overall.low > bar else "not held" if overall.high < bar else "undecided"
-
-
-def _can_decide(number: Number) -> bool:
-    return number.low is not None and (number.num_runs or 0) >= FEWEST_PAIRS
-
-
-def _told(number: Number | None, bar: float) -> str:
-    """Return a difference in points and how it lies to the bar, as a sentence's part."""
-    if number is None:
-        return "not run yet"
-    text = in_points(number, bar)
-    if number.low is None or number.high is None:
-        return text
-    if not _can_decide(number):
-        return f"{text}, too few to decide"
-    if number.low <= bar <= number.high:
-        text += f", which includes {f'{100 * bar:+.1f}' if bar else '0'}"
-    return f"{text}; that is a loss" if bar < 0 and number.high < 0 else text
-
-
-def in_points(number: Number, bar: float = 0.0) -> str:
-    """Return a difference in points with its interval, as a sentence's part.
-
-    Args:
-        number: the difference, in the score's own unit.
-        bar: what the interval is held against; where one decimal would put an end on it, there are more.
-    """
-    points = f"{100 * number.value:+.1f} points"
-    noted = f" ({number.note})" if number.note else ""
-    over = f"over {number.num_runs} common seed{'s' * (number.num_runs != 1)}{noted}"
-    if number.low is None or number.high is None:
-        return f"{points} without a spread {over}"
-    ends = [100 * end for end in (number.low, number.high)]
-    digits = next((digits for digits in (1, 2) if all(round(end - 100 * bar, digits) for end in ends)), 3)
-    low, high = (f"{end:+.{digits}f}" for end in ends)
-    return f"{points}, 95 % interval {low} to {high} {over}"
-
-
-def untested(claim: str, source: str, because: str) -> Verdict:
-    """Return the verdict on a claim that is out of reach here."""
-    return Verdict(claim=claim, source=source, outcome="not tested at this scale", because=because)
-
-
-def not_run(claim: str, source: str, because: str = "Not run yet.") -> Verdict:
-    """Return the verdict on a claim whose runs or measurement are missing."""
-    return Verdict(claim=claim, source=source, outcome="not run yet", because=because)

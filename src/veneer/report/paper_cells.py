@@ -14,12 +14,19 @@ MARKS: Mapping[Outcome, str] = {
 }
 """What stands before an outcome; in Latin-1, as a terminal may know no more."""
 WAITING = "Nothing of ours is there yet."
+DECIDED_BY = (
+    "Comparisons are decided by 95 % intervals over seeds on the same test rows: they tell how much seeds matter, not "
+    "how much other rows would. One is made for each claim, and again whenever runs are added; were there no "
+    "differences at all, chance alone would still decide about one in twenty."
+)
+"""What whoever reads verdicts must know."""
 
 
 def is_waiting(table: Table) -> bool:
-    """Return whether nothing measured is in the table yet: it has no number, and columns in which nothing is known."""
+    """Return whether nothing measured is in the table yet: it has no row, or no number and a column of blanks."""
     has_number = any(isinstance(cell, Number) for row in table.rows for cell in row)
-    return not has_number and any(all(cell is None for cell in column) for column in zip(*table.rows, strict=True))
+    has_blanks = any(all(cell is None for cell in column) for column in zip(*table.rows, strict=True))
+    return not table.rows or (has_blanks and not has_number)
 
 
 def cell_text(cell: Cell) -> str:

@@ -16,7 +16,16 @@ from veneer.paper.exhibit import Sheet, Table
 from veneer.paper.protocol import SCALE
 from veneer.paper.table_of_contents import ARITHMETIC, NOT_ATTEMPTED
 from veneer.report.formatting import listed
-from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, following_line, is_numeric, is_waiting
+from veneer.report.paper_cells import (
+    DECIDED_BY,
+    MARKS,
+    WAITING,
+    cell_note,
+    cell_text,
+    following_line,
+    is_numeric,
+    is_waiting,
+)
 from veneer.report.paper_figures import caption_of
 
 _DARK_PALETTE = ("#4aa8e8", "#ff8a3d", "#2fc99a", "#e79ac4", "#8fd0f5", "#ffc04d", "#b0b0b0", "#a294ee")
@@ -83,6 +92,7 @@ def render_paper(sheets: Sequence[Sheet], drawings: Mapping[str, str]) -> str:
         palette=_DARK_PALETTE,
         num_decided=num_decided,
         num_measured=num_decided + outcomes["undecided"],
+        decided_by=DECIDED_BY,
         not_attempted=NOT_ATTEMPTED,
         scale=SCALE,
     )

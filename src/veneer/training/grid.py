@@ -64,9 +64,9 @@ def _names(config: RunConfig) -> tuple[str, ...]:
 
 
 @cache
-def _record(folder: Path, modified_ns: int) -> RunRecord:
-    """Return the record in a folder as it was written at that time: exhibits ask for the same ones many times."""
-    return read_results(folder).records[0]
+def _results(folder: Path, modified_ns: int) -> Results:
+    """Return what a folder holds as it was written at that time: exhibits ask for the same ones many times."""
+    return read_results(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +89,20 @@ class Grid:
         Raises:
             ConfigError: the record cannot be read.
         """
+        results = self.results(config)
+        return None if results is None else results.records[0]
+
+    def results(self, config: RunConfig) -> Results | None:
+        """Return the same record together with what it was measured on.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
         done = next((place for place in self.places(config) if (place / RESULTS_FILE).is_file()), None)
         if done is None:
             return None
         try:
-            return _record(done, (done / RESULTS_FILE).stat().st_mtime_ns)
+            return _results(done, (done / RESULTS_FILE).stat().st_mtime_ns)
         except ConfigError as error:
             raise ConfigError(f"{error}\nDelete the folder {done}, and the run is done again") from None
 

@@ -1,0 +1,150 @@
+"""From numbers to a verdict: whether differences between two methods, over seeds and tasks, decide a claim."""
+
+from collections.abc import Mapping, Sequence
+
+from veneer.paper.exhibit import Number, Outcome, Verdict
+from veneer.paper.tabulation import average, guess, mean, noise, own_score_on_test
+from veneer.results import RunRecord
+
+FEWEST_PAIRS = 3
+"""With fewer nothing is decided: two differences can happen to be alike."""
+MARGIN = 0.01
+"""How much worse counts as no worse, where that is the claim: what a change of seed does to the paper's own scores."""
+
+
+def judge(
+    *,
+    claim: str,
+    source: str,
+    differences: Mapping[str, Number | None],
+    margin: float | None = None,
+    unlearnt: Mapping[str, str] | None = None,
+) -> Verdict:
+    """Return the verdict on "the first is better", or with a margin on "the first is no worse".
+
+    The mean over the tasks that have `FEWEST_PAIRS` pairs decides, by its confidence interval: the claim holds where
+    all of it lies above 0, or with a margin above -margin, and does not where all of it lies below. Anything else
+    leaves it undecided; other tasks are told, and decide nothing. So is the task without which it would be otherwise.
+
+    Args:
+        claim: what the paper says.
+        source: where.
+        differences: task -> first - second; None where there is no pair of runs.
+        margin: how much worse still counts as no worse, in the score's own unit.
+        unlearnt: tasks that cannot tell one from the other -> why, in words.
+    """
+    if not any(differences.values()):
+        return not_run(claim, source)
+    bar, without = 0.0 if margin is None else -margin, unlearnt or {}
+    told = [
+        f"{task}: {_told(number, bar)}" + (f"; {without[task]}, so it decides nothing" if task in without else "")
+        for task, number in differences.items()
+    ]
+    because = "; ".join(told) + "."
+    deciding = {
+        task: number
+        for task, number in differences.items()
+        if number is not None and _can_decide(number) and task not in without
+    }
+    overall = average(list(deciding.values())) if deciding else None
+    if len(deciding) > 1:
+        because += f" Over {', '.join(deciding)} together: {_told(overall, bar)}.{_hanging_on(deciding, bar)}"
+    elif deciding and len(differences) > 1:
+        because += f" Judged by {next(iter(deciding))} alone."
+    if margin is not None:
+        because += (
+            f" No worse means by less than {100 * margin:.1f} points, as much as seeds change the paper's own scores."
+        )
+    return Verdict(claim=claim, source=source, outcome=_decide(overall, bar), because=because)
+
+
+def _hanging_on(deciding: Mapping[str, Number], bar: float) -> str:
+    """Return without which one of three or more tasks the outcome would be another, as a sentence."""
+    if len(deciding) < 3:  # of two tasks each alone has been told
+        return ""
+    outcome = _decide(average(list(deciding.values())), bar)
+    others = {task: average([one for other, one in deciding.items() if other != task]) for task in deciding}
+    parts = [
+        f"without {task} {_decide(rest, bar)} ({in_points(rest, bar)})"
+        for task, rest in others.items()
+        if _decide(rest, bar) != outcome
+    ]
+    return f" One task makes the difference: {'; '.join(parts)}." if parts else ""
+
+
+def _decide(overall: Number | None, bar: float) -> Outcome:
+    if overall is None or overall.low is None or overall.high is None:
+        return "undecided"
+    return "held" if overall.low > bar else "not held" if overall.high < bar else "undecided"
+
+
+def _can_decide(number: Number) -> bool:
+    return number.low is not None and (number.num_runs or 0) >= FEWEST_PAIRS
+
+
+def _told(number: Number | None, bar: float) -> str:
+    """Return a difference in points and how it lies to 0 and to the bar, as a sentence's part."""
+    if number is None:
+        return "not run yet"
+    text = in_points(number, bar)
+    if number.low is None or number.high is None:
+        return text
+    if not _can_decide(number):
+        return f"{text}, too few to decide"
+    return text + _placed(number.low, number.high, bar)
+
+
+def _placed(low: float, high: float, bar: float) -> str:
+    """Return how an interval lies to 0, or to a bar below it; nothing where the first is plainly better, or worse."""
+    if not bar:
+        return ", which includes 0" if low <= 0 <= high else ""
+    allowed = f"{-100 * bar:.1f}"
+    if high < bar:
+        return f": a loss of more than {allowed}"
+    if high < 0:
+        return f": a loss, of less than {allowed}" if low > bar else f": a loss, whether of more than {allowed} is open"
+    return f": whether it loses more than {allowed} is open" if low <= bar else ""
+
+
+def in_points(number: Number, bar: float = 0.0) -> str:
+    """Return a difference in points with its interval, as a sentence's part.
+
+    Args:
+        number: the difference, in the score's own unit.
+        bar: what the interval is held against; where one decimal would put an end on it, there are more.
+    """
+    points = f"{100 * number.value:+.1f} points"
+    noted = f" ({number.note})" if number.note else ""
+    over = f"over {number.num_runs} common seed{'s' * (number.num_runs != 1)}{noted}"
+    if number.low is None or number.high is None:
+        return f"{points} without a spread {over}"
+    ends = [100 * end for end in (number.low, number.high)]
+    digits = next((digits for digits in (1, 2) if all(round(end - 100 * bar, digits) for end in ends)), 3)
+    low, high = (f"{end:+.{digits}f}" for end in ends)
+    return f"{points}, 95 % interval {low} to {high} {over}"
+
+
+def untested(claim: str, source: str, because: str) -> Verdict:
+    """Return the verdict on a claim that is out of reach here."""
+    return Verdict(claim=claim, source=source, outcome="not tested at this scale", because=because)
+
+
+def not_run(claim: str, source: str, because: str = "Not run yet.") -> Verdict:
+    """Return the verdict on a claim whose runs or measurement are missing."""
+    return Verdict(claim=claim, source=source, outcome="not run yet", because=because)
+
+
+def unlearnt(*methods: Sequence[RunRecord]) -> str | None:
+    """Return why a task cannot tell methods apart, if none did better there than one answer for all rows might.
+
+    Args:
+        methods: the runs of each on one task.
+    """
+    done = [records for records in methods if records]
+    best = max((one.value for records in done if (one := mean(records, own_score_on_test)) is not None), default=None)
+    if best is None:
+        return None
+    record = done[0][0]
+    is_learnt = best > guess(record) + noise(record, best)
+    told = f"at best {best:.3f}, where one answer for all rows scores {guess(record):.3f}: not learnt"
+    return None if is_learnt else told
