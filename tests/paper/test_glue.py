@@ -45,8 +45,8 @@ def test_the_tables_own_score_is_what_the_verdicts_turn_with(grid):
     """On CoLA accuracy is 0.9 against 0.8, and Matthews's correlation of two equal classes 0.8 against 0.6."""
     keep_all(grid, glue.EXHIBIT, lambda config: 0.9 if config.method == "lora-qv" else 0.8)
     claim = glue.EXHIBIT.sheet(grid).verdicts[0]
-    assert "glue/cola with minilm: +20.0 points" in claim.because
-    assert "glue/rte with minilm: +10.0 points" in claim.because
+    assert "CoLA: +20.0 points" in claim.because
+    assert "RTE: +10.0 points" in claim.because
 
 
 def test_of_sst2_a_sample_is_trained_on_but_not_at_the_papers_scale(grid):

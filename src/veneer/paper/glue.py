@@ -49,7 +49,7 @@ def contents(grid: Grid, measurement: Measurement | None) -> Contents:
     tables, records = [], {}
     for task, model in _parts():
         of = {method: found(grid, runs_of(grid, task, method, model)) for method in ENTRIES}
-        records[f"{task} with {model['model']}"] = of
+        records[TASKS[task].folder + ("" if model["model"] == MODEL else f" with {model['model']}")] = of
         if any(of.values()):
             tables.append(method_table(task, of, (TASKS[task].folder, "Avg"), model=model["model"]))
     swept = [
