@@ -16,6 +16,11 @@ def test_what_a_verdict_rests_on_is_told():
     assert "a loss, of less than 1.0" in within.because
     assert "b: +10.0 points without a spread over 3 common seeds" in within.because
     assert "Judged by a alone" in within.because
+    part = judge(
+        claim="c", source="s", differences={"a": gap(0.1, 0.01), "b": None, "c": None}, unlearnt={"b": "guess"}
+    )
+    assert "Not run yet: b, c." in part.because
+    assert "guess" not in part.because
     one = Number(value=0.1, num_runs=1)
     assert "over 1 common seed." in judge(claim="c", source="s", differences={"a": one}).because
     gain = judge(claim="c", source="s", differences={"a": gap(0.005, 0.002)}, margin=0.01)

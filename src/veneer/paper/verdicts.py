@@ -39,15 +39,17 @@ def judge(
     told = [
         f"{task}: {_told(number, bar)}" + (f"; {without[task]}, so it decides nothing" if task in without else "")
         for task, number in differences.items()
+        if number is not None
     ]
-    because = "; ".join(told) + "."
+    missing = ", ".join(task for task, number in differences.items() if number is None)
+    because = "; ".join(told) + "." + (f" Not run yet: {missing}." if missing else "")
     deciding = {
         task: number
         for task, number in differences.items()
         if number is not None and _can_decide(number) and task not in without
     }
     overall = average(list(deciding.values())) if deciding else None
-    if len(deciding) > 1:
+    if overall is not None and len(deciding) > 1:
         because += f" Over {', '.join(deciding)} together: {_told(overall, bar)}.{_hanging_on(deciding, bar)}"
     elif deciding and len(differences) > 1:
         because += f" Judged by {next(iter(deciding))} alone."
@@ -82,10 +84,8 @@ def _can_decide(number: Number) -> bool:
     return number.low is not None and (number.num_runs or 0) >= FEWEST_PAIRS
 
 
-def _told(number: Number | None, bar: float) -> str:
+def _told(number: Number, bar: float) -> str:
     """Return a difference in points and how it lies to 0 and to the bar, as a sentence's part."""
-    if number is None:
-        return "not run yet"
     text = in_points(number, bar)
     if number.low is None or number.high is None:
         return text
