@@ -46,6 +46,14 @@ def test_ten_times_is_judged_by_the_best_rates_of_the_sweep(grid, peaks, outcome
     assert [verdict.outcome for verdict in modern.EXHIBIT.sheet(grid).verdicts[:2]] == outcomes
 
 
+def test_ten_times_is_undecided_where_seeds_disagree(grid):
+    one, others = (peaked({"full": 1, "lora-qv": peak, "lora-all": peak}) for peak in (10, 1))
+    keep_all(grid, modern.EXHIBIT, lambda config: (one if config.seed == 1 else others)(config))
+    verdicts = modern.EXHIBIT.sheet(grid).verdicts[:2]
+    assert [verdict.outcome for verdict in verdicts] == ["undecided"] * 2
+    assert "20, 200, 20 times" in verdicts[0].because
+
+
 def test_the_wide_sweep_goes_from_a_tenth_to_ten_times():
     for method in modern.WIDE_METHODS:
         multiples = [rate / OWN[method] for rate in modern.wide_sweep(method)]

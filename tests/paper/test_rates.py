@@ -82,6 +82,10 @@ def test_the_sweep_goes_on_until_validation_has_its_best_inside(grid, step):
 def test_no_sweep_goes_further_than_a_thousandfold(grid):
     fill(grid, 1e-9)
     assert chosen_rate(grid, TASK, METHOD) == pytest.approx(find_method(METHOD).learning_rate / 1000)
+    while missing := grid.missing(sweep_of(grid, TASK, "full")):
+        for config in missing:
+            keep(grid, config, validation=config.peak_learning_rate())
+    assert chosen_rate(grid, TASK, "full") == pytest.approx(find_method("full").learning_rate * 1000)
 
 
 @pytest.mark.parametrize(("collapsed", "num_tried"), [((0, 2), 5), ((0,), 3), ((), 3)])

@@ -251,8 +251,7 @@ def _in_words(grid: Grid, config: RunConfig) -> str:
 
 def _machines(grid: Grid, runs: Sequence[RunConfig]) -> tuple[str, ...]:
     """Return how many of the runs were done in which precision on which processor, where these differ."""
-    once = {grid.places(config)[0]: config for config in runs}
-    done = [results for config in once.values() if (results := grid.results(config)) is not None]
+    done = grid.results(runs)
     counted = Counter(f"in {one.records[0].config['precision']} on an {one.machine['cpu']}" for one in done)
     if len(counted) < 2:
         return ()

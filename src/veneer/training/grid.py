@@ -89,15 +89,10 @@ class Grid:
         Raises:
             ConfigError: the record cannot be read.
         """
-        results = self.results(config)
+        results = self._results(config)
         return None if results is None else results.records[0]
 
-    def results(self, config: RunConfig) -> Results | None:
-        """Return the same record together with what it was measured on.
-
-        Raises:
-            ConfigError: it cannot be read.
-        """
+    def _results(self, config: RunConfig) -> Results | None:
         done = next((place for place in self.places(config) if (place / RESULTS_FILE).is_file()), None)
         if done is None:
             return None
@@ -108,8 +103,12 @@ class Grid:
 
     def done(self, configs: Sequence[RunConfig]) -> list[RunRecord]:
         """Return the records of those of `configs` that have been done, in order, each run once."""
+        return [results.records[0] for results in self.results(configs)]
+
+    def results(self, configs: Sequence[RunConfig]) -> list[Results]:
+        """Return the same records, each together with what it was measured on."""
         once = {self.places(config)[0]: config for config in configs}
-        return [record for config in once.values() if (record := self.find(config)) is not None]
+        return [results for config in once.values() if (results := self._results(config)) is not None]
 
     def missing(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
         """Return those of `configs` that have not been done, in order; of several that define one run, the first."""
