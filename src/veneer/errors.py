@@ -69,6 +69,12 @@ def gathered(headline: str, problems: Sequence[str], *, shown: int = 20) -> str:
     return "\n".join([headline, *lines])
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of somebody else's error, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def require_type(values: Mapping[str, object], kind: type, advice: str) -> None:
     """Raise a `ConfigError` that names each value that is of another type.
 

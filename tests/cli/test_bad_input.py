@@ -257,6 +257,14 @@ TRAINING: dict[str, Case] = {
         lambda s: s.training("--method", "houlsby", "--r", 16, "--dropout", 0.1),
         ["would change nothing", "--r, --dropout: houlsby trains no low-rank updates", "--size"],
     ),
+    "options of updates for several methods without any": (
+        lambda s: s.comparing("--methods", "head,full", "--r", 4),
+        ["--r: head, full train no low-rank updates"],
+    ),
+    "an unknown method beside options of updates": (
+        lambda s: s.comparing("--methods", "lora", "--r", 4),
+        ["unknown method 'lora'", "Did you mean 'lora-"],
+    ),
     "a share beside the rows it would hold out": (
         lambda s: s.training("--test", s.test, "--test-share", 0.3),
         ["--test-share: --test names the rows already"],
@@ -341,6 +349,10 @@ USING: dict[str, Case] = {
     "evaluate a truncated model": (
         lambda s: s.scoring(s.truncated("full", "model/model.safetensors")),
         ["cannot be loaded as a text classifier", "repair the folder"],
+    ),
+    "evaluate a complete model on a base": (
+        lambda s: s.scoring(s.trained("full"), "--model", s.model, "--any-base"),
+        ["is a complete model", "leave out --model and --any-base"],
     ),
     "predict with a NaN model": (
         lambda s: ("predict", full_run(s, fill_with_nan), "soup"),

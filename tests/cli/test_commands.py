@@ -9,6 +9,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
@@ -25,6 +26,7 @@ from tests.cli.tiny import (
     worked,
     write_csv,
 )
+from veneer.cli.main import app
 from veneer.formats.adapter import read_adapter, write_adapter
 from veneer.methods.table import find_method
 from veneer.training.saved import load_trained
@@ -477,12 +479,16 @@ def test_json_is_all_that_stands_on_standard_output(trained, tables):
 
 
 def test_help_names_every_command_and_option():
+    commands = typer.main.get_command(app).commands
     text = worked("--help").out
-    assert all(
-        command in text for command in ("compare", "train", "evaluate", "predict", "inspect", "convert", "merge")
-    )
-    options = ("--model", "--data", "--text", "--label", "--text-pair", "--method", "--epochs", "--seed", "--out")
-    assert all(option in worked("train", "--help").out for option in options)
+    assert commands
+    for name, command in commands.items():
+        assert name in text
+        told = worked(name, "--help").out
+        for parameter in command.params:
+            assert parameter.help
+            spelt = [parameter.metavar or parameter.name] if parameter.param_type_name == "argument" else parameter.opts
+            assert all(one in told for one in spelt), (name, spelt)
 
 
 def test_a_csv_with_quotes_newlines_and_other_alphabets_is_read(train, tmp_path):

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from tests.cli.tiny import SETTINGS, make_rows, veneer, worked, write_csv
 from tests.glue_files import made_rows, write_archive
+from veneer.cli.use import _loss_and_baseline
 from veneer.data.splits import Examples
 from veneer.results import RegressionScores, read_results
 from veneer.training.saved import load_trained, read_card
@@ -142,6 +143,12 @@ def test_a_line_names_the_metrics_and_what_the_mean_would_reach(runs, numbers):
     ):
         assert part in printed
     assert "accuracy" not in printed
+
+
+def test_small_numbers_are_printed_as_numbers():
+    fit = {"pearson": 0.5, "spearman": 0.5, "num_examples": 9, "target_sd": 2e-5, "predicted_sd": 1e-5}
+    line = _loss_and_baseline(RegressionScores(loss=3.25e-10, **fit))
+    assert line == "mean squared error 3.25e-10 on 9 rows (always answering the mean: 4e-10)"
 
 
 def test_a_comparison_names_its_metric_everywhere(tiny, numbers, tmp_path):

@@ -140,7 +140,12 @@ def hub(monkeypatch):
         content = {"t": [f"text {start + n}" for n in range(num_rows)], "y": [n % 2 for n in range(num_rows)]}
         return datasets.Dataset.from_dict(content, features=features)
 
-    held = {"owner/numbers": datasets.DatasetDict(train=part(20, 0), validation=part(4, 20), unused=part(3, 30))}
+    hidden = datasets.Dataset.from_dict({"t": ["a", "b"], "y": [-1, None]}, features=features)
+    held = {
+        "owner/numbers": datasets.DatasetDict(train=part(20, 0), validation=part(4, 20), unused=part(3, 30)),
+        "owner/benchmark": datasets.DatasetDict(validation=part(4, 20), test=hidden),
+        "owner/held-out": datasets.DatasetDict(validation=part(4, 20)),
+    }
 
     def load_dataset(name):
         if name not in held:
@@ -157,6 +162,18 @@ def test_a_data_set_of_the_hub_gives_class_names_and_its_own_splits(hub):
     assert splits.train.labels == tuple(LABELS[n % 2] for n in range(20))
     assert (len(splits.validation), splits.test) == (4, None)
     assert said == ["fetching the data set owner/numbers from the hub"]
+
+
+def test_a_data_set_of_the_hub_is_scored_on_any_split_but_not_trained_on_without_train_rows(hub):
+    """Rows of other splits are not looked at: those of a benchmark's test often have no answer."""
+    request = DataRequest(data="owner/benchmark", text="t", label="y")
+    assert load_rows(request, split="validation").labels == (*LABELS, *LABELS)
+    with pytest.raises(DataError, match="has no train rows; choose another --split"):
+        load_rows(request, split="train")
+    with pytest.raises(DataError, match=r"owner/benchmark/test\.parquet: unusable rows"):
+        load_rows(request, split="test")
+    with pytest.raises(DataError, match=r"owner/held-out holds no train split, only validation"):
+        load_splits(replace(request, data="owner/held-out"))
 
 
 def test_a_data_set_the_hub_does_not_give_is_a_download_error_of_one_line(hub):

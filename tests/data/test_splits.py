@@ -245,10 +245,3 @@ def test_one_number_for_all_rows_is_nothing_to_learn():
     train = Examples(texts=tuple("abcdefghijkl"), targets=(2.5,) * 12)
     with pytest.raises(DataError, match=r"the one label 2\.5; at least two numbers"):
         make_splits(train, validation=None, test=None, seed=0, name="mine")
-
-
-@pytest.mark.parametrize(("largest", "warned"), [(10.0, False), (250_000.0, True), (-11.0, True)])
-def test_numbers_far_from_zero_are_told(largest, warned):
-    train = Examples(texts=tuple("abcdefghijkl"), targets=(largest, *map(float, range(-5, 6))))
-    notes = make_splits(train, validation=None, test=None, seed=0, name="prices").notes
-    assert any("scale them" in note and f"{largest:g}" in note for note in notes) == warned

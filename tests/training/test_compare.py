@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.tiny import contents, make_rows, write_csv
 from tests.report.records import record as made_record
-from veneer.errors import VeneerError
+from veneer.errors import OutputExistsError, VeneerError
 from veneer.results import Results, read_results, write_results
 from veneer.training import compare as module
 from veneer.training.compare import compare
@@ -105,11 +105,10 @@ def without_processes(monkeypatch):
 GIVEN = RunConfig(model="minilm", data="rotten-tomatoes", method="head")
 BOTH = [GIVEN, replace(GIVEN, seed=1)]
 CHANGES = {
-    "seed and name": {"seed": 5},
     "epochs": {"epochs": 7},
-    "learning rate": {"learning_rate": 0.123},
+    "learning_rate": {"learning_rate": 0.123},
     "precision": {"precision": "bfloat16"},
-    "targets": {"method": "lora-qv", "targets": ("query",)},
+    "targets": {"targets": ("query",)},
 }
 
 
@@ -121,21 +120,50 @@ def test_resume_takes_every_run_that_is_complete(without_processes, tmp_path):
     assert again.records == first.records == read_results(tmp_path).records
 
 
+def test_resume_does_what_is_missing(without_processes, tmp_path):
+    compare(BOTH[:1], tmp_path, Watcher())
+    compare(BOTH, tmp_path, Watcher(), resume=True)
+    assert without_processes == ["head-seed0", "head-seed1"]
+
+
 @pytest.mark.parametrize("change", CHANGES)
-def test_resume_does_again_whatever_was_run_with_other_settings(without_processes, tmp_path, change):
-    given = [replace(config, precision="float32") for config in BOTH]
+def test_resume_names_runs_with_other_settings_and_does_them_again_only_if_it_may(without_processes, tmp_path, change):
+    given = [replace(config, method="lora-qv", precision="float32") for config in BOTH]
     compare(given, tmp_path, Watcher())
-    compare([replace(given[0], **CHANGES[change]), given[1]], tmp_path, Watcher(), resume=True)
-    assert len(without_processes) == 3
+    changed = [replace(given[0], **CHANGES[change]), given[1]]
+    before = contents(tmp_path)
+    with pytest.raises(
+        OutputExistsError, match=rf"done otherwise.*--overwrite(.|\n)*lora-qv-seed0: {change} "
+    ) as caught:
+        compare(changed, tmp_path, Watcher(), resume=True)
+    assert "lora-qv-seed1" not in str(caught.value)
+    assert contents(tmp_path) == before
+    assert len(without_processes) == 2
+    compare(changed, tmp_path, Watcher(), resume=True, overwrite=True)
+    assert without_processes[2:] == ["lora-qv-seed0"]
 
 
-def test_resume_does_everything_again_on_other_rows(without_processes, tmp_path, monkeypatch):
+def test_resume_names_runs_on_other_rows_and_does_them_again_only_if_it_may(without_processes, tmp_path, monkeypatch):
     compare(BOTH, tmp_path, Watcher())
     changed = module.prepare_data(GIVEN)
     changed = replace(changed, train=replace(changed.train, labels=changed.train.labels[::-1]))
     monkeypatch.setattr(module, "prepare_data", lambda config, notify=None: changed)
-    compare(BOTH, tmp_path, Watcher(), resume=True)
+    with pytest.raises(OutputExistsError, match=r"head-seed0: other rows\n.*head-seed1: other rows"):
+        compare(BOTH, tmp_path, Watcher(), resume=True)
+    compare(BOTH, tmp_path, Watcher(), resume=True, overwrite=True)
     assert without_processes == ["head-seed0", "head-seed1"] * 2
+
+
+def test_a_single_run_is_neither_resumed_nor_half_replaced(without_processes, tmp_path):
+    """Its weights go with its results: else they would be taken for those of what is there now."""
+    write_results(tmp_path, Results(machine={}, versions={}, records=[made_record("lora-qv", checkpoint="adapter")]))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "weights").touch()
+    with pytest.raises(OutputExistsError, match="already holds a run"):
+        compare(BOTH, tmp_path, Watcher(), resume=True)
+    assert (tmp_path / "adapter" / "weights").exists()
+    compare(BOTH, tmp_path, Watcher(), overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "head-seed0", "head-seed1"}
 
 
 def test_a_learning_rate_given_as_the_methods_own_is_the_same_setting(without_processes, tmp_path):
@@ -190,7 +218,7 @@ def test_what_an_interrupted_overwrite_was_to_replace_is_still_there(without_pro
 def test_a_page_of_an_earlier_comparison_does_not_outlive_its_runs(without_processes, tmp_path):
     compare(BOTH, tmp_path, Watcher())
     (tmp_path / "report.html").write_text("the page")
-    compare([replace(GIVEN, epochs=7)], tmp_path, Watcher(), resume=True)
+    compare([replace(GIVEN, seed=5)], tmp_path, Watcher(), resume=True)
     assert not (tmp_path / "report.html").exists()
 
 

@@ -52,6 +52,16 @@ def test_runs_that_are_there_are_found_and_not_done_again(tmp_path, monkeypatch,
         assert [file.name for file in folder.iterdir()] == [RESULTS_FILE]
 
 
+def test_a_run_that_another_process_did_meanwhile_counts_once(tmp_path):
+    def runner(config, watcher, workers):
+        keep(grid, config)
+        return Results(machine={}, versions={}, records=[replace(record("full"), seed=9)])
+
+    grid = Grid(folder=tmp_path)
+    assert list(grid.fill(lambda: CONFIGS[:1], Silent(), runner=runner)) == [grid.find(CONFIGS[0])]
+    assert grid.find(CONFIGS[0]).seed == 0
+
+
 def test_a_record_that_cannot_be_read_is_named_with_what_to_do(tmp_path):
     grid = Grid(folder=tmp_path)
     keep(grid, CONFIGS[0])

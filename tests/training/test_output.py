@@ -92,7 +92,7 @@ def test_a_finished_run_takes_the_place_of_an_earlier_one(tmp_path):
     target = fill(fill_run(tmp_path / "run", ("model", "full")), "notes.txt")
     source = fill(tmp_path / "new", "results.json", "adapter/a")
     expected = {**contents(source), "notes.txt": b"content of notes.txt"}
-    move_results(source, target)
+    move_results(source, target, overwrite=True)
     assert contents(target) == expected
     assert contents(source) == {}
 
@@ -103,9 +103,26 @@ def test_the_results_file_comes_last(tmp_path, monkeypatch):
     moved = []
     original = type(tmp_path).replace
     monkeypatch.setattr(type(tmp_path), "replace", lambda self, to: moved.append(self.name) or original(self, to))
-    move_results(source, tmp_path / "run")
+    move_results(source, tmp_path / "run", overwrite=False)
     assert moved[-1] == "results.json"
     assert sorted(moved) == ["adapter", "results.json", "zzz"]
+
+
+def test_a_run_that_comes_second_to_a_path_is_kept_beside_the_first(tmp_path):
+    first = fill_run(tmp_path / "run", ("adapter", "head"))
+    source = fill(tmp_path / "new", "results.json", "adapter/a")
+    before, moved = contents(first), contents(source)
+    with pytest.raises(OutputExistsError, match=r"run was filled while .* this run is in (.*)") as caught:
+        move_results(source, first, overwrite=False)
+    assert contents(first) == before
+    assert contents(Path(str(caught.value).rpartition(" ")[2])) == moved
+
+
+def test_a_folder_that_the_user_put_beside_a_runs_own_is_never_replaced(tmp_path):
+    """Training that would end there is refused before it begins."""
+    fill(fill_run(tmp_path, ("adapter", "lora-qv")), "model/config.json")
+    with pytest.raises(OutputExistsError, match="holds model, which no finished run wrote"):
+        require_free(tmp_path, overwrite=True)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".hidden"])

@@ -14,10 +14,10 @@ from transformers import EvalPrediction, TrainerControl, TrainerState, TrainingA
 
 from tests.cli.tiny import contents, make_rows, write_csv
 from veneer.data.tables import read_examples
-from veneer.errors import DownloadError
+from veneer.errors import ConfigError, DownloadError
 from veneer.results import read_results
 from veneer.training.config import RunConfig
-from veneer.training.run import KeepBest, run
+from veneer.training.run import KeepBest, _arguments, run
 from veneer.training.saved import load_trained
 
 TRUE = [0, 1, 1, 0, 2, 1, 0]
@@ -59,6 +59,24 @@ def test_the_earliest_of_the_best_epochs_is_kept_and_its_weights_come_back(epoch
     assert [entry["epoch"] for entry in keep_best.history] == list(range(1, len(epochs) + 1))
 
 
+def test_an_epoch_without_a_finite_loss_ends_the_training_and_the_best_before_it_is_kept():
+    model = Small()
+    keep_best, control = KeepBest(model), TrainerControl()
+    arguments = TrainingArguments(use_cpu=True, report_to="none")
+    for epoch, scale in enumerate((5.0, float("nan")), start=1):
+        assert not control.should_training_stop
+        with torch.no_grad():
+            model.trained.weight.fill_(epoch)
+        logits = np.eye(3)[TRUE] * scale
+        keep_best.compute_metrics(EvalPrediction(predictions=logits, label_ids=np.array(TRUE)))
+        keep_best.on_evaluate(arguments, TrainerState(epoch=float(epoch)), control)
+    assert control.should_training_stop
+    assert (keep_best.best_epoch, keep_best.diverged_in) == (1, 2)
+    assert [entry["epoch"] for entry in keep_best.history] == [1]
+    keep_best.restore()
+    assert torch.equal(model.trained.weight, torch.ones(3, 5))
+
+
 @pytest.fixture
 def config(tiny, tmp_path):
     data = write_csv(tmp_path / "data.csv", make_rows(40, seed=1))
@@ -84,6 +102,44 @@ def test_a_run_that_is_interrupted_leaves_nothing_behind(config, tmp_path, error
     with pytest.raises(type(error)):
         run(config, tmp_path / "deep" / "run", on_progress=stop)
     assert contents(tmp_path) == before
+
+
+def diverging(first):
+    """Return how validation is scored where epochs from `first` on give no number."""
+    scored = KeepBest.compute_metrics
+
+    def compute_metrics(self, prediction):
+        if len(self.history) + 1 >= first:
+            lost = np.full_like(prediction.predictions, np.nan)
+            prediction = EvalPrediction(predictions=lost, label_ids=prediction.label_ids)
+        return scored(self, prediction)
+
+    return compute_metrics
+
+
+def test_a_run_that_diverges_late_is_saved_as_it_was_before(config, tmp_path, monkeypatch):
+    said, steps = [], []
+    monkeypatch.setattr(KeepBest, "compute_metrics", diverging(2))
+    record = run(replace(config, epochs=4), tmp_path / "run", on_progress=steps.append, notify=said.append)
+    assert steps[-1].step == steps[-1].num_steps // 2
+    assert record.best_epoch == len(record.validation_curve) == 1
+    assert read_results(tmp_path / "run").records == [record]
+    assert any("ended in epoch 2" in line and "epoch 1 is kept" in line for line in said)
+
+
+def test_a_run_that_diverges_at_once_is_refused_and_leaves_nothing(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(KeepBest, "compute_metrics", diverging(1))
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match="Lower the learning rate"):
+        run(config, tmp_path / "run")
+    assert contents(tmp_path) == before
+
+
+def test_a_batch_is_as_large_as_it_says_however_many_gpus_there_are(config, tmp_path, monkeypatch):
+    four = property(lambda self: setattr(self, "_n_gpu", 4) or torch.device("cpu"))
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", four)
+    arguments = _arguments(config.resolved(), str(tmp_path), 1)
+    assert arguments.train_batch_size == config.batch_size
 
 
 def test_a_run_that_fails_leaves_the_one_it_was_to_replace(config, tmp_path):

@@ -54,7 +54,13 @@ def compare(
         "runs/compare"
     ),
     overwrite: options.Overwrite = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep the runs that are complete in --out.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Keep the runs that are complete in --out; with --overwrite too, those done otherwise are done again.",
+        ),
+    ] = False,
 ) -> None:
     """Fine-tune by several methods and report what each gained and cost."""
     from veneer.errors import ConfigError

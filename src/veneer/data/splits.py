@@ -19,7 +19,6 @@ Task = Literal["classification", "regression"]
 """Whether a row's answer is a class or a number."""
 
 _FEWEST_ROWS = 10  # below this a held-out tenth would be less than one row
-_LARGEST_TARGET = 10
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 _Pieces = list[list[int]]  # the 0-based rows of each text: a text's rows are never torn apart
 _Strata = dict[str, _Pieces]  # class name -> its pieces
@@ -255,14 +254,10 @@ def _origin(side: str, part: Examples, train: Examples, shares: Mapping[str, flo
 
 
 def _oddities(given: Mapping[str, Examples], parts: Mapping[str, Examples], *, divided: bool) -> list[str]:
-    """Return the lines about large numbers, and about texts that stand more than once: with several labels or sides."""
+    """Return the lines about texts that stand more than once: with several labels or sides."""
     named = {row for part in given.values() for row in zip(_keys(part), part.answers or (), strict=True)}
     num_mixed = sum(count > 1 for count in Counter(text for text, _ in named).values())
     notes = [f"labels: {num_mixed:,} different texts stand with more than one label"] if num_mixed else []
-    targets = given["train"].targets or (0.0,)
-    if max(map(abs, targets)) > _LARGEST_TARGET:
-        advice = f"they are learnt as they stand, which fails far from 0: scale them to within {_LARGEST_TARGET} of it"
-        notes.append(f"labels: numbers from {min(targets):g} to {max(targets):g}; {advice}")
     num_repeats = len(given["train"]) - len(set(_keys(given["train"])))
     if num_repeats:
         kept = "; all copies of a text are kept on one side" if divided else ""

@@ -21,17 +21,19 @@ from typing import Protocol
 import torch
 
 from veneer.data.sources import find_model
-from veneer.errors import VeneerError
+from veneer.errors import OutputExistsError, VeneerError, gathered
 from veneer.methods.table import find_method
 from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
 from veneer.training.config import RunConfig
 from veneer.training.inspection import describe_plan
 from veneer.training.machine import describe_machine, describe_versions
 from veneer.training.output import (
+    clear_checkpoints,
     clear_partials,
     clear_report,
     clear_run,
     made_folder,
+    own_checkpoints,
     own_runs,
     require_free,
     run_name,
@@ -76,9 +78,11 @@ def compare(
         notes: what a reader must know, kept with the results.
         overwrite: whether earlier results in `folder` may be replaced: each run by its successor when that is done, the
             others at the end.
-        resume: whether runs that are complete in `folder`, with the same configuration and rows, are kept.
+        resume: whether runs that are complete in `folder`, with the same configuration and rows, are kept. Those that
+            are complete with another are done again only with `overwrite`.
 
     Raises:
+        OutputExistsError: `folder` holds what may not be replaced; nothing has changed.
         VeneerError: a run cannot be done. The runs that were finished before stay.
     """
     require_startable(folder, overwrite=overwrite, resume=resume)
@@ -86,6 +90,8 @@ def compare(
         _require_fit(config, watcher)
     earlier = [] if resume else own_runs(folder)
     digest = rows_sha256(prepare_data(configs[0], watcher.notify)) if resume else ""
+    if resume and not overwrite:
+        _require_alike(configs, folder, digest)
     results = Results(machine=describe_machine(), versions=describe_versions(), notes=list(notes))
     with made_folder(folder):
         for number, config in enumerate(configs, start=1):
@@ -93,10 +99,11 @@ def compare(
             record = _finished(folder / name, config, digest) if resume else None
             if record is None:
                 watcher.run_started(config, number, len(configs))
-                record = run_in_process(config, folder / name, watcher, overwrite=overwrite or resume)
+                record = run_in_process(config, folder / name, watcher, overwrite=overwrite)
                 watcher.run_ended(record)
             results.records.append(replace(record, checkpoint=f"{name}/{record.checkpoint}"))
             clear_report(folder)  # it would be an earlier comparison's
+            clear_checkpoints(folder)  # or those of a run that was there before
             write_results(folder, results)
         for name in set(earlier) - {run_name(config.method, config.seed) for config in configs}:
             clear_run(folder / name)
@@ -106,7 +113,9 @@ def compare(
 def require_startable(folder: Path, *, overwrite: bool, resume: bool) -> None:
     """Raise an `OutputExistsError` if a comparison may not write to `folder`."""
     resumable = " or --resume to finish it" if any(folder.glob(f"*/{RESULTS_FILE}")) else ""
-    require_free(folder, overwrite=overwrite or resume, advice=resumable)
+    is_single = bool(own_checkpoints(folder))  # nothing of which could be resumed
+    may_add = overwrite or (resume and not is_single)
+    require_free(folder, overwrite=may_add, advice=resumable, written=(RESULTS_FILE,))
 
 
 def _require_fit(config: RunConfig, watcher: Watcher) -> None:
@@ -119,11 +128,42 @@ def _require_fit(config: RunConfig, watcher: Watcher) -> None:
 
 def _finished(folder: Path, config: RunConfig, digest: str) -> RunRecord | None:
     """Return the record of a complete run with the same configuration and rows, if `folder` holds one."""
+    record = _complete(folder)
+    return record if record is not None and not _differences(record, config, digest) else None
+
+
+def _complete(folder: Path) -> RunRecord | None:
     if not (folder / RESULTS_FILE).is_file():
         return None
     [record] = read_results(folder).records
-    wanted = {**config.resolved().to_json(), "rows_sha256": digest}
-    return record if all(record.config.get(key) == value for key, value in wanted.items()) else None
+    return record
+
+
+def _differences(record: RunRecord, config: RunConfig, digest: str) -> list[str]:
+    """Return in what a record's run differs from the one that `config` defines on rows of this digest."""
+    wanted = config.resolved().to_json()
+    found = [
+        f"{key} {record.config.get(key)!r}, now {value!r}"
+        for key, value in wanted.items()
+        if record.config.get(key) != value
+    ]
+    return found + ["other rows"] * (record.config.get("rows_sha256") != digest)
+
+
+def _require_alike(configs: Sequence[RunConfig], folder: Path, digest: str) -> None:
+    """Raise an `OutputExistsError` that names each complete run that would have to be done again, and why."""
+    problems = []
+    for config in configs:
+        name = run_name(config.method, config.seed)
+        record = _complete(folder / name)
+        if record is not None and (differences := _differences(record, config, digest)):
+            problems.append(f"{name}: {', '.join(differences)}")
+    if problems:
+        headline = (
+            f"{folder} holds runs that were done otherwise; give the same settings and rows again, choose another "
+            "--out, or add --overwrite to do these again:"
+        )
+        raise OutputExistsError(gathered(headline, problems))
 
 
 def run_in_process(

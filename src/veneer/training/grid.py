@@ -165,6 +165,8 @@ class Grid:
     def _run(self, config: RunConfig, watcher: Watcher, runner: Runner, workers: int) -> RunRecord:
         config = replace(config, precision=resolve_precision(config.precision))  # the runner's machine may have others
         results = runner(config, watcher, workers)
+        if (other := self.find(config)) is not None:  # of another process that fills the same grid
+            return other
         with new_folder(self.place(config)) as partial:
             write_results(partial, results)
         return results.records[0]

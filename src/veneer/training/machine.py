@@ -27,7 +27,9 @@ def describe_machine() -> dict[str, str | int | None]:
 
 def has_bfloat16() -> bool:
     """Return whether the GPU, or else the processor, computes in bfloat16 and is faster for it."""
-    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else bool(_bfloat16_units())
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(_bfloat16_units())
 
 
 def _bfloat16_units() -> list[str]:

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from veneer.data.sources import ModelSource
-from veneer.errors import ConfigError, DataError, DownloadError, gathered
+from veneer.errors import ConfigError, DataError, DownloadError, first_line, gathered
 from veneer.lora.targets import HEAD_NAMES
 from veneer.methods.anatomy import num_positions
 from veneer.training.numbers import NumberLayer, put_number_layer
@@ -148,7 +148,7 @@ def loading_error(
     source: ModelSource, error: Exception, how: str = "as a text classifier"
 ) -> DataError | DownloadError:
     """Return what to tell the user when `transformers` could not load `source`."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     if Path(source.location).is_dir():
         return DataError(f"{source.name} cannot be loaded {how}: {reason}; repair the folder")
     found = f"no folder {source.name} is here, and the model could not be fetched from the hub"

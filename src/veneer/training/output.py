@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,14 +13,24 @@ REPORT_FILE = "report.html"
 OWN_FOLDERS = ("adapter", "model")
 
 
-def require_free(folder: Path, *, overwrite: bool, advice: str = "") -> None:
-    """Raise an `OutputExistsError` if `folder` holds anything, unless it may be overwritten and that is Veneer's."""
+def require_free(
+    folder: Path, *, overwrite: bool, advice: str = "", written: Sequence[str] = (RESULTS_FILE, *OWN_FOLDERS)
+) -> None:
+    """Raise an `OutputExistsError` if `folder` holds anything, unless it may be overwritten and that is Veneer's.
+
+    Args:
+        folder: where results are to go.
+        overwrite: whether earlier ones of Veneer's may be replaced.
+        advice: what else the user may do, besides.
+        written: what will be put there, so that none of it may be anybody else's.
+    """
     require_folder(folder)
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         what = "already holds a run" if _own_records(folder) else "is not empty"
         raise OutputExistsError(f"{folder} {what}; choose another --out, or pass --overwrite to replace it{advice}")
-    foreign = [name for name in (RESULTS_FILE, *OWN_FOLDERS) if (folder / name).exists()]
-    if foreign and not _own_records(folder):
+    own = {RESULTS_FILE, *own_checkpoints(folder)} if _own_records(folder) else set()
+    foreign = [name for name in written if name not in own and (folder / name).exists()]
+    if foreign:
         listed = ", ".join(foreign)
         raise OutputExistsError(f"{folder} holds {listed}, which no finished run wrote; choose another --out")
 
@@ -99,12 +109,22 @@ def own_runs(folder: Path) -> list[str]:
     return sorted(child.parent.name for child in folder.glob(f"*/{RESULTS_FILE}") if _own_records(child.parent))
 
 
+def own_checkpoints(folder: Path) -> list[str]:
+    """Return what holds the weights of the run whose folder this is; nothing where it is no run, or a comparison."""
+    return [record.checkpoint for record in _own_records(folder) if record.checkpoint in OWN_FOLDERS]
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Delete the weights of the run whose folder this is."""
+    for name in own_checkpoints(folder):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
 def clear_results(folder: Path) -> None:
     """Delete what Veneer wrote to `folder`, by its own results file, and nothing else."""
+    clear_checkpoints(folder)
     for record in _own_records(folder):
-        if record.checkpoint in OWN_FOLDERS:
-            shutil.rmtree(folder / record.checkpoint, ignore_errors=True)
-        else:
+        if record.checkpoint not in OWN_FOLDERS:
             clear_run(folder / run_name(record.method, record.seed))
     if _own_records(folder):
         clear_report(folder)
@@ -129,8 +149,18 @@ def run_name(method: str, seed: int) -> str:
     return f"{method}-seed{seed}"
 
 
-def move_results(source: Path, folder: Path) -> None:
-    """Move a finished run into `folder`, in place of what Veneer wrote there before; the results file comes last."""
+def move_results(source: Path, folder: Path, *, overwrite: bool) -> None:
+    """Move a finished run into `folder`, in place of what Veneer wrote there before; the results file comes last.
+
+    Raises:
+        OutputExistsError: something is there meanwhile that may not be replaced. The run is beside it, which is told.
+    """
+    try:
+        require_free(folder, overwrite=overwrite)
+    except OutputExistsError:
+        beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
+        source.replace(beside)
+        raise OutputExistsError(f"{folder} was filled while this run was under way; this run is in {beside}") from None
     clear_results(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for child in sorted(source.iterdir(), key=lambda path: path.name == RESULTS_FILE):

@@ -63,6 +63,8 @@ OnProgress = Callable[[Progress], None]
 class KeepBest(TrainerCallback):
     """Keeps the trained weights of the epoch with the best `choice` on validation, the earliest among equals.
 
+    An epoch whose loss is no finite number ends the training: nothing is learnt from there on.
+
     Args:
         model: what is trained.
         score_test: scores the test rows after each epoch, for the record alone; None leaves them to the end.
@@ -75,6 +77,7 @@ class KeepBest(TrainerCallback):
         self.latest: AnyScores | None = None
         self.best: AnyScores | None = None
         self.best_epoch = 0
+        self.diverged_in: int | None = None
         self.history: list[dict[str, float]] = []
         self._weights: dict[str, Tensor] = {}
 
@@ -93,6 +96,10 @@ class KeepBest(TrainerCallback):
         assert self.latest is not None
         epoch = round(state.epoch or 0)
         latest = self.latest
+        if not math.isfinite(latest.loss):
+            self.diverged_in = epoch
+            control.should_training_stop = True
+            return
         self.history.append({"epoch": epoch, "loss": latest.loss, **latest.figures})
         if self.score_test is not None:
             test = self.score_test()
@@ -170,6 +177,7 @@ def run(
         overwrite: whether a folder that exists may be replaced, once the run is done.
 
     Raises:
+        OutputExistsError: `folder` is not free, or was filled while the run was under way, which is then beside it.
         VeneerError: the run cannot be done; nothing is left behind.
     """
     require_free(folder, overwrite=overwrite)
@@ -178,7 +186,7 @@ def run(
     with partial_folder(folder) as partial:
         record = _train_and_test(config, source, splits, folder=partial, on_progress=on_progress, notify=notify)
         write_results(partial, Results(machine=describe_machine(), versions=describe_versions(), records=[record]))
-        move_results(partial, folder)
+        move_results(partial, folder, overwrite=overwrite)
     return record
 
 
@@ -231,8 +239,10 @@ def _train_and_test(
     watch = score_test if config.watch_test and "test" in encoded else None
     with _own_units(classifier, splits):
         outcome = _train(resolved, classifier, encoded, folder=folder, on_progress=on_progress, score_test=watch)
+    if notify and (line := _divergence(outcome.keep_best)):
+        notify(line)
     test = score_test() if "test" in encoded else None
-    _require_finite(outcome.keep_best.best, test)
+    _require_finite(test)
     checkpoint = save_trained(classifier, card, folder)
     return _record(resolved, card, counts, outcome=outcome, test=test, checkpoint=checkpoint, splits=splits)
 
@@ -262,8 +272,18 @@ def _cut(rows: Sequence[Features], max_tokens: int) -> str:
     )
 
 
-def _require_finite(*scores: AnyScores | None) -> None:
-    if not all(math.isfinite(part.loss) for part in scores if part is not None):
+def _divergence(keep_best: KeepBest) -> str:
+    """Return that training ended early, or "" where it did not."""
+    if keep_best.diverged_in is None:
+        return ""
+    return (
+        f"training ended in epoch {keep_best.diverged_in}, whose loss is not a finite number; epoch "
+        f"{keep_best.best_epoch} is kept. A lower learning rate or alpha may do better"
+    )
+
+
+def _require_finite(scores: AnyScores | None) -> None:
+    if scores is not None and not math.isfinite(scores.loss):
         raise ConfigError(
             "training gave no usable model: its loss is not a finite number. Lower the learning rate or alpha, or "
             "check the weights of the pretrained model"
@@ -310,6 +330,7 @@ def _train(
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start
+    _require_finite(keep_best.best or keep_best.latest)
     keep_best.restore()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     curve = [{"epoch": entry["epoch"], "loss": entry["loss"] * unit} for entry in logged]
@@ -318,7 +339,7 @@ def _train(
 
 def _arguments(config: RunConfig, scratch: str, logging_steps: int) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=scratch,
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
@@ -339,6 +360,9 @@ def _arguments(config: RunConfig, scratch: str, logging_steps: int) -> TrainingA
         disable_tqdm=True,
         report_to="none",
     )
+    if arguments.n_gpu > 1:  # over all of them the Trainer would multiply the batch
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _record(

@@ -162,10 +162,13 @@ def load_trained(
     Raises:
         AdapterFormatError: the folder holds no trained classifier, or a broken one.
         AdapterMismatchError: the adapter does not fit the model.
+        ConfigError: the folder holds a complete model, which needs no other.
     """
     folder = find_trained(path)
     card = read_card(folder)
-    if card.settings is None and (folder.name == MODEL_FOLDER or not (folder / CONFIG_FILE).is_file()):
+    if card.settings is None and not (folder / CONFIG_FILE).is_file():
+        if model is not None or any_base:
+            raise ConfigError(f"{folder} is a complete model, put on no other: leave out --model and --any-base")
         source = ModelSource(name=str(folder), location=str(folder), hub_id=str(folder))
         classifier = _load_whole(source, card.labels)
     else:
