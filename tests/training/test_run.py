@@ -16,8 +16,9 @@ from tests.cli.tiny import contents, make_rows, write_csv
 from veneer.data.tables import read_examples
 from veneer.errors import ConfigError, DownloadError
 from veneer.results import read_results
+from veneer.training.best_epoch import KeepBest
 from veneer.training.config import RunConfig
-from veneer.training.run import KeepBest, _arguments, run
+from veneer.training.run import _arguments, run
 from veneer.training.saved import load_trained
 
 TRUE = [0, 1, 1, 0, 2, 1, 0]
