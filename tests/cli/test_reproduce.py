@@ -116,12 +116,23 @@ def test_what_cannot_be_written_or_found_is_told_before_anything_is_run(scratch,
 def test_a_folder_without_records_is_told(scratch, exhibits):
     assert "there are no records of runs" in worked("reproduce", "small", "--render-only", "--runs", "resluts").err
     page = (scratch / "results/paper/index.html").read_bytes()
-    ended = veneer("reproduce", "small", "--render-only", "--runs", "resluts")
-    assert ended.code == 2
-    assert "resluts does not exist, and the page in results/paper would give way" in ended.err
-    assert (scratch / "results/paper/index.html").read_bytes() == page
+    for arguments in (("--render-only",), ("--runs", "resluts"), ("--runs", "resluts", "--budget", "0s")):
+        ended = veneer("reproduce", "small", *arguments)
+        assert ended.code == 2
+        assert "does not exist, and the page in results/paper would give way" in ended.err
+        assert (scratch / "results/paper/index.html").read_bytes() == page
     worked("reproduce", "small")
     assert "no records" not in worked("reproduce", "small", "--render-only").err
+
+
+def test_a_record_that_cannot_be_read_is_told_before_anything_is_run(scratch, exhibits):
+    worked("reproduce", "small")
+    for record in list((scratch / "results/runs").rglob("results.json"))[:1]:
+        record.write_text("{")
+    ended = veneer("reproduce", "timed")
+    assert ended.code == 2
+    assert "is done again" in ended.err
+    assert exhibits == []
 
 
 def test_two_runs_at_once_are_told_line_by_line(scratch, exhibits):
@@ -146,7 +157,7 @@ def runs(grid):
 
 if __name__ == "__main__":
     contents.EXHIBITS = {{"small": Exhibit(name="small", title="T", shows="N.", runs=runs,
-                                          contents=lambda grid, measurement: Contents())}}
+                                          contents=lambda grid, measurement: Contents(tables=()))}}
     main()
 """
     (scratch / "ours.py").write_text(ours)

@@ -1,10 +1,13 @@
 """What is committed is what the committed records give."""
 
+from dataclasses import fields
 from pathlib import Path
 
 from veneer.paper.table_of_contents import all_sheets
 from veneer.report.paper_files import write_paper
 from veneer.results import read_results
+from veneer.training.config import RunConfig
+from veneer.training.grid import Grid
 
 ROOT = Path(__file__).parents[2]
 RUNS, PAPER = ROOT / "results" / "runs", ROOT / "results" / "paper"
@@ -18,8 +21,16 @@ def test_the_page_and_its_tables_are_made_from_the_committed_records(tmp_path):
     assert not different, "run: .venv/bin/veneer reproduce all --render-only"
 
 
+def config_of(record):
+    """The configuration of a record, of which JSON has made lists and an object."""
+    known = {field.name for field in fields(RunConfig)}
+    plain = {name: value for name, value in record.config.items() if name in known}
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+    return RunConfig(**{**settings, "sizes": tuple(settings.get("sizes", {}).items())})
+
+
 def test_every_record_lies_where_its_configuration_is_looked_for():
     for folder in RUNS.iterdir():
         (record,) = read_results(folder).records
-        assert folder.name.startswith(f"{Path(record.data).stem}-{record.method}-seed{record.seed}-")
+        assert Grid(folder=RUNS).place(config_of(record)) == folder
         assert not record.config["quick"]

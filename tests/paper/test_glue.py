@@ -1,12 +1,15 @@
 """Table 2 on GLUE: each task by its own metric, beside the paper's own cell, with runs that any folder serves."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.paper.kept import keep_all, keep_sweeps
+from tests.report.records import results
 from veneer.data.glue import TASKS
 from veneer.paper import data, glue, roberta, table2
+from veneer.results import read_results, write_results
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
@@ -74,8 +77,8 @@ def test_few_rows_of_sst2_decide_beside_trec_and_10_000_alone(grid):
     assert [row[0] for row in table.rows] == ["Full fine-tuning", "LoRA, query + value"]
     hundred, thousand, *_, ten_thousand, _ = sheet.verdicts
     assert [verdict.outcome for verdict in (hundred, thousand, ten_thousand)] == ["held"] * 3
-    assert "glue/sst2, 100 rows: +5.0 points" in hundred.because
-    assert ten_thousand.because.startswith("glue/sst2, 10,000 rows: +5.0 points")
+    assert "glue/sst2 with 100 rows: +5.0 points" in hundred.because
+    assert ten_thousand.because.startswith("glue/sst2 with 10,000 rows: +5.0 points")
 
 
 def test_where_glues_files_lie_is_no_part_of_a_run(grid):
@@ -90,6 +93,15 @@ def test_at_the_papers_size_ours_is_judged_by_the_printed_score(grid, score, out
     (verdict,) = roberta.EXHIBIT.sheet(grid).verdicts
     assert verdict.outcome == outcome
     assert "glue/mrpc" not in verdict.because  # the paper's starts from MNLI
+
+
+def test_at_the_papers_size_collapsed_runs_are_left_out_and_told(grid):
+    keep_all(grid, roberta.EXHIBIT, lambda config: 0.9 + 0.001 * config.seed)
+    for config in (run for run in roberta.runs(grid) if run.seed == 0):
+        (kept,) = read_results(grid.place(config)).records
+        write_results(grid.place(config), results(replace(kept, collapsed=True)))
+    (verdict,) = roberta.EXHIBIT.sheet(grid).verdicts
+    assert verdict.because.count("over 4 common seeds (1 collapsed run left out)") == 2
 
 
 def test_the_papers_scores_are_read_as_shares():

@@ -95,6 +95,13 @@ def test_the_verdicts_turn_with_the_times(tmp_path, lin, houlsby, growth, outcom
     assert len(sheet.tables) == 3
 
 
+def test_each_verdict_shows_the_figures_that_decide_it(tmp_path):
+    """Of the third these are one adapter over the other, not either over the plain model."""
+    *_, third = latency.EXHIBIT.sheet(Grid(folder=tmp_path), measured(0.02, 0.05, 10)).verdicts
+    over = 100 * (1.5 / 1.2 - 1), 100 * (1.05 / 1.02 - 1)
+    assert all(f"{share:+.1f} % [{share:+.1f}, {share:+.1f}]" in third.because for share in over)
+
+
 def test_where_intervals_overlap_nothing_is_decided(tmp_path):
     """Either is the faster one in half of the trials."""
     times = {PLAIN: [12.0, 10.0] * 3, "lora": [11.0] * 6, "lin": [11.0] * 6, "houlsby": [13.0, 9.0, 9.0] * 2}

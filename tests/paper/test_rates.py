@@ -106,6 +106,13 @@ def test_between_two_rates_that_collapse_it_goes_by_half_steps(grid, collapsed, 
         assert not grid.missing(runs(grid))
 
 
+def test_a_rate_that_collapses_is_chosen_only_where_all_do(grid):
+    """On uneven classes one answer for all rows may score better than what has learnt a little."""
+    for place, config in enumerate(runs(grid)):
+        keep(grid, config, validation=(0.60, 0.64, 0.68)[place], collapsed=place == 2)
+    assert chosen_rate(grid, TASK, METHOD) == runs(grid)[1].peak_learning_rate()
+
+
 def test_no_rate_reaches_one(grid):
     while missing := grid.missing(sweep_of(grid, TASK, "head")):
         for config in missing:

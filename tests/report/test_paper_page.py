@@ -13,9 +13,9 @@ from markupsafe import escape
 from matplotlib import image
 
 from tests.report.test_paper_tables import SHEET, TABLE
-from veneer.paper.exhibit import Curves, HeatMaps, Panel, Scatter, Series, Verdict
+from veneer.paper.exhibit import BY_SEEDS, Curves, HeatMaps, Panel, Scatter, Series, Verdict
 from veneer.paper.table_of_contents import ARITHMETIC, EXHIBITS, NOT_ATTEMPTED
-from veneer.report.paper_cells import DECIDED_BY, MARKS, WAITING
+from veneer.report.paper_cells import MARKS, WAITING
 from veneer.report.paper_figures import caption_of, drawings_of, figure_svg
 from veneer.report.paper_files import write_paper
 from veneer.report.paper_looks import looks_of
@@ -227,11 +227,14 @@ def test_what_an_outcome_means_is_said_and_each_has_a_mark_of_its_own():
 
 def test_the_page_tells_how_verdicts_are_made_that_chance_makes_some_and_what_nobody_tried():
     told = [Verdict(claim="c", source="s", outcome=outcome, because="b") for outcome in (*["held"] * 30, *MARKS)]
-    page = page_of([replace(SHEET, verdicts=tuple(told)), replace(SHEET, exhibit=ARITHMETIC, verdicts=tuple(told))])
+    by_seeds = replace(SHEET, verdicts=tuple(told), decided_by=BY_SEEDS)
+    otherwise = replace(SHEET, exhibit=ARITHMETIC, verdicts=tuple(told), decided_by="By trials.")
+    page = page_of([by_seeds, otherwise])
     assert "33 claims, besides the counts, have been measured and 32 decided" in page
-    assert page.count(DECIDED_BY) == 1
-    assert DECIDED_BY in sheet_as_markdown(SHEET, "figures")
-    assert DECIDED_BY not in sheet_as_markdown(replace(SHEET, exhibit=ARITHMETIC), "figures")
+    assert page.count(BY_SEEDS) == page.count("By trials.") == 1
+    for sheet, told_there in ((by_seeds, {BY_SEEDS}), (otherwise, {"By trials."}), (SHEET, set())):
+        markdown = sheet_as_markdown(sheet, "figures")
+        assert {line for line in (BY_SEEDS, "By trials.") if line in markdown} == told_there
     assert all(str(escape(line)) in page for line in NOT_ATTEMPTED)
 
 

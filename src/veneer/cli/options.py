@@ -127,24 +127,24 @@ def require_acting(context: typer.Context, *, data: str, methods: Iterable[str])
 
     known = [find_method(name) for name in methods]
     problems = []
-    if not any(method.has_updates for method in known) and (idle := _typed(context, UPDATE_OPTIONS)):
+    if not any(method.has_updates for method in known) and (idle := typed(context, UPDATE_OPTIONS)):
         idlers, verb = ", ".join(method.name for method in known), "trains" if len(known) == 1 else "train"
         has_sizes = "size" in context.params and any(map(sizes_of, known))
         advice = "; sizes of its own are given by --size" if has_sizes else ""
         problems.append(f"{idle}: {idlers} {verb} no low-rank updates{advice}")
     shares = [f"{side}_share" for side in ("validation", "test")]
-    if data in SHORT_NAMES and (idle := _typed(context, shares)):
+    if data in SHORT_NAMES and (idle := typed(context, shares)):
         problems.append(f"{idle}: {data} brings its own splits")
     problems += [
         f"{idle}: --{side} names the rows already"
         for side in ("validation", "test")
-        if _typed(context, [side]) and (idle := _typed(context, [f"{side}_share"]))
+        if typed(context, [side]) and (idle := typed(context, [f"{side}_share"]))
     ]
     if problems:
         raise ConfigError(gathered("these options would change nothing; leave them out:", problems))
 
 
-def _typed(context: typer.Context, names: Iterable[str]) -> str:
+def typed(context: typer.Context, names: Iterable[str]) -> str:
     """Return those of a command's options that the user gave, as they are typed."""
     sources = {name: context.get_parameter_source(name) for name in names}
     typed = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]

@@ -52,6 +52,7 @@ class RunLines:
 
 
 def reproduce(
+    context: typer.Context,
     name: Annotated[
         str,
         typer.Argument(
@@ -93,8 +94,10 @@ def reproduce(
 
     chosen = find_exhibits(name)
     seconds = None if budget is None else parse_seconds(budget)
-    _check_places(runs, out, render_only=render_only)
+    _check_places(runs, out, must_exist=render_only or bool(options.typed(context, ["runs"])))
+    measured = _measured(out) if render_only else out
     if not render_only:
+        all_sheets(runs, measured)  # what cannot be read is told before anything is run
 
         def left() -> float | None:
             return None if seconds is None else max(0.0, seconds - (time.monotonic() - started))
@@ -106,9 +109,10 @@ def reproduce(
             configs = [config for exhibit in with_runs for config in exhibit.wanted(grid)]
             return by_seed([_with_glue(config, glue) for config in configs])
 
-        _fill(runs, wanted, workers, ray, left)
+        later = {config for exhibit in with_runs for config in exhibit.following(Grid(folder=runs))}
+        _fill(runs, wanted, len(later), workers, ray, left)
         _measure([exhibit.name for exhibit in chosen], out, Grid(folder=runs), quick, left)
-    sheets = all_sheets(runs, _measured(out) if render_only else out)
+    sheets = all_sheets(runs, measured)
     page = write_paper(sheets, out)
     width, shown = (stdout.width, stdout) if stdout.is_terminal else (None, Console(highlight=False, width=_UNLIMITED))
     for sheet in sheets:
@@ -129,8 +133,14 @@ def parse_seconds(text: str) -> float:
     return sum(float(number) * _UNITS[unit] for unit, number in found.groupdict().items() if number)
 
 
-def _check_places(runs: Path, out: Path, *, render_only: bool) -> None:
-    """Raise what reading the records or writing the page would raise, before anything is run."""
+def _check_places(runs: Path, out: Path, *, must_exist: bool) -> None:
+    """Raise what is wrong with the folders to read from and to write to, before anything is run.
+
+    Args:
+        runs: where the records are.
+        out: where the page is, or will be.
+        must_exist: whether a page that is there already may not be made without a folder of records.
+    """
     from veneer.errors import OutputExistsError
     from veneer.report.paper_files import PAGE_FILE
     from veneer.training.output import made_folder, require_folder
@@ -140,7 +150,7 @@ def _check_places(runs: Path, out: Path, *, render_only: bool) -> None:
     with made_folder(out):
         pass
     if not runs.is_dir():
-        if render_only and (out / PAGE_FILE).exists():
+        if must_exist and (out / PAGE_FILE).exists():
             raise OutputExistsError(
                 f"{runs} does not exist, and the page in {out} would give way to one without results; name the folder "
                 "of the records by --runs, or another --out"
@@ -170,22 +180,21 @@ def _with_glue(config: "RunConfig", folder: str | None) -> "RunConfig":
 def _fill(
     folder: Path,
     wanted: "Callable[[Grid], list[RunConfig]]",
+    num_later: int,
     workers: int,
     ray: str | None,
     left: "Callable[[], float | None]",
 ) -> None:
     """Do the missing runs while time is left."""
     from veneer.data.glue import TASKS, task_files
-    from veneer.paper.protocol import ForeseenGrid
     from veneer.training.grid import Grid, run_here
     from veneer.training.ray_runs import ray_runner
 
-    grid, foreseen = Grid(folder=folder), ForeseenGrid(folder=folder)
+    grid = Grid(folder=folder)
     missing = grid.missing(wanted(grid))
     if not missing:
         return
-    later = len(foreseen.missing(wanted(foreseen))) - len(missing)
-    more = f", and {later} more once rates are chosen" if later > 0 else ""
+    more = f", and {num_later} more once rates are chosen" if num_later else ""
     note(f"{len(missing)} runs are missing{more}")
     for config in {config.data: config for config in missing}.values():
         if config.data in TASKS:

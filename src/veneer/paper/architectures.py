@@ -4,11 +4,12 @@ Everything happens on the meta device: no value exists, so even 1.5 billion para
 was never published; its counts come from formulas.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     DebertaV2Config,
@@ -19,7 +20,9 @@ from transformers import (
 
 from veneer.lora.config import LoraConfig
 from veneer.lora.targets import HEAD_NAMES
-from veneer.methods.table import attach, find_method, low_rank, resized
+from veneer.methods.table import Counts, attach, find_method, low_rank, resized
+
+QUERY_VALUE = ("query", "value")
 
 
 def _roberta(width: int, blocks: int) -> RobertaConfig:
@@ -78,6 +81,14 @@ class Attachment:
     weights: tuple[str, ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
 
+    def attach_to(self, model: nn.Module, *, model_type: str, head: Sequence[str]) -> Counts:
+        """Make `model` train so, in place, and return what it trains."""
+        settings = LoraConfig(r=self.r, targets=())
+        if self.weights:
+            settings = low_rank(settings, model_type, self.weights)
+        method = resized(find_method(self.method), dict(self.sizes))
+        return attach(model, method, model_type=model_type, head=head, config=settings, own_targets=bool(self.weights))
+
 
 @cache
 def counted(model: str, attachment: Attachment) -> int:
@@ -85,16 +96,6 @@ def counted(model: str, attachment: Attachment) -> int:
     config = CONFIGS[model]()
     with torch.device("meta"):
         classifier = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
-    family = str(config.model_type)
-    settings = LoraConfig(r=attachment.r, targets=())
-    if attachment.weights:
-        settings = low_rank(settings, family, attachment.weights)
-    counts = attach(
-        classifier,
-        resized(find_method(attachment.method), dict(attachment.sizes)),
-        model_type=family,
-        head=[name for name, _ in classifier.named_children() if name in {*HEAD_NAMES, "pooler"}],
-        config=settings,
-        own_targets=bool(attachment.weights),
-    )
+    head = [name for name, _ in classifier.named_children() if name in {*HEAD_NAMES, "pooler"}]
+    counts = attachment.attach_to(classifier, model_type=str(config.model_type), head=head)
     return counts.trainable - counts.head

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from veneer.paper import formulas
-from veneer.paper.architectures import Attachment, counted
+from veneer.paper.architectures import QUERY_VALUE, Attachment, counted
 from veneer.paper.exhibit import Contents, Exhibit, Measurement, Outcome, Table, Verdict
 from veneer.paper.formulas import bottlenecks, lora, prefix_embedding, prefix_layers, shown_as
 from veneer.training.grid import Grid
 
 GPT3_WIDTH, GPT3_BLOCKS = 12_288, 96
-QUERY_VALUE = ("query", "value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,4 +314,5 @@ EXHIBIT = Exhibit(
     title="How many parameters each method trains",
     shows='The column "# Trainable Parameters" of Tables 2, 3, 4 and 15, by the formulas of section 5.1.',
     contents=contents,
+    decided_by="",
 )

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from veneer.paper import table2
 from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, Number, Table, Verdict
-from veneer.paper.protocol import SCALED_DOWN, by_seed
+from veneer.paper.protocol import SCORED_ON, SMALL_MODEL, by_seed
 from veneer.paper.rates import sweep_of, tuned_runs
 from veneer.paper.tabulation import difference, found, mean, mean_curves
 from veneer.paper.verdicts import MARGIN, judge, untested
@@ -112,7 +112,7 @@ def _figure(task: str, records: Records) -> tuple[Curves, ...]:
 def _verdicts(records: Records) -> tuple[Verdict, ...]:
     def minus(first: str, second: str, rows: int | None, tasks: Iterable[str]) -> Mapping[str, Number | None]:
         return {
-            f"{task}, {HEADINGS[task][rows]}": difference(records[task][first][rows], records[task][second][rows])
+            f"{task} with {HEADINGS[task][rows]}": difference(records[task][first][rows], records[task][second][rows])
             for task in tasks
         }
 
@@ -157,14 +157,15 @@ EXHIBIT = Exhibit(
     contents=contents,
     sweep=sweep,
     runs=runs,
+    borrowed=lambda grid: runs(grid, LARGE_TASK),
     scaled_down=(
-        SCALED_DOWN[0],
+        SMALL_MODEL,
         "Tasks: question types (TREC, 6 classes), and SST-2, instead of MNLI.",
         "Training: 40 epochs in batches of 20 on 100 rows, 15 on 1,000, 3 in batches of 32 on all, as the paper passes "
         "few rows more often; so what changes along the rows is how often each is seen, too. Each method's learning "
         "rate is the best on validation rows after training on all, and stays with fewer; the paper gives prefixes one "
         "for each number of rows (Table 17).",
-        *SCALED_DOWN[3:],
+        SCORED_ON,
         "Rows: 100, 1,000 and all of TREC; 100, 1,000 and 10,000 of SST-2, where `glue` is done. SST-2's rows are "
         "mostly phrases, and validation may hold parts of the sentences that are trained on. Seeds: three, on all rows "
         "those that other exhibits have; with few rows the best epoch is chosen on 500 and 872.",

@@ -9,7 +9,7 @@ waits for anything: what is not there yet is named in `missing`.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -106,7 +106,7 @@ class Curves:
     y_label: str
     series: tuple[Series, ...]
     log_x: bool = False
-    spans_are: str = "the spread over runs"
+    spans_are: str = "one standard deviation over runs to either side"
     """What the spans of its series are."""
     caption: str = ""
 
@@ -150,6 +150,8 @@ class Sheet:
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    decided_by: str = ""
+    """What whoever reads the verdicts must know of how they come about, if anything."""
     scaled_down: tuple[str, ...] = ()
     """What differs from the paper's experiment, and why."""
     missing: tuple[str, ...] = ()
@@ -176,6 +178,14 @@ class Contents:
     verdicts: tuple[Verdict, ...] = ()
 
 
+BY_SEEDS = (
+    "Trained models are compared by 95 % intervals over seeds on the same test rows: they tell how much seeds matter, "
+    "not how much other rows would. A comparison is made for each claim, and again whenever runs are added; were there "
+    "no differences at all, chance alone would still decide about one in twenty of the claims that something is better."
+)
+"""What whoever reads verdicts on trained models must know."""
+
+
 def _no_runs(grid: Grid) -> list[RunConfig]:
     return []
 
@@ -191,11 +201,15 @@ class Exhibit:
     """What the paper shows, and where."""
     contents: Callable[[Grid, Measurement | None], Contents]
     """Records and the exhibit's own measurement, None where it was not made yet, to what they make."""
+    decided_by: str = BY_SEEDS
+    """What whoever reads its verdicts must know of how they come about."""
     scaled_down: tuple[str, ...] = ()
     sweep: Callable[[Grid], list[RunConfig]] = _no_runs
     """The runs that choose learning rates, as far as the records in a grid tell which are needed."""
     runs: Callable[[Grid], list[RunConfig]] = _no_runs
     """The runs it needs besides, at the rates that the records choose."""
+    borrowed: Callable[[Grid], list[RunConfig]] = _no_runs
+    """Runs of other exhibits that it shows where they are there."""
     measure: Callable[[Watcher, Grid, bool], Measurement] | None = None
     """Measures anew, with the records at hand, told whether to be quick; None where records, or nothing, are enough."""
 
@@ -214,20 +228,35 @@ class Exhibit:
             tables=contents.tables,
             figures=contents.figures,
             verdicts=contents.verdicts,
-            scaled_down=self.scaled_down + _machines(grid, runs) + _shortened(measurement),
+            decided_by=self.decided_by,
+            scaled_down=self.scaled_down + _machines(grid, [*runs, *self.borrowed(grid)]) + _shortened(measurement),
             missing=tuple(_in_words(grid, config) for config in grid.missing(runs))
             + (("the measurement itself",) if unmeasured else ()),
-            following=self._following(grid),
+            following=_counted(self.following(grid)),
         )
 
-    def _following(self, grid: Grid) -> tuple[str, ...]:
-        foreseen, known = self.runs(ForeseenGrid(folder=grid.folder)), set(self.runs(grid))
-        counted = Counter(
-            ", ".join([Path(config.data).stem, *([config.model] if config.model != MODEL else []), config.method])
-            for config in dict.fromkeys(foreseen)
-            if config not in known
-        )
-        return tuple(f"{name}: {number}" for name, number in counted.items())
+    def following(self, grid: Grid) -> list[RunConfig]:
+        """Return the runs that will be missing once the sweeps have ended, at a rate that stands for the chosen one.
+
+        A sweep's own run is one of them already, whichever rate is chosen.
+        """
+
+
+        def at_any_rate(config: RunConfig) -> Path:
+            return grid.places(replace(config, learning_rate=None))[0]
+
+        known, swept = set(self.runs(grid)), {at_any_rate(config) for config in self.sweep(grid)}
+        foreseen = [config for config in self.runs(ForeseenGrid(folder=grid.folder)) if config not in known]
+        return [config for config in dict.fromkeys(foreseen) if at_any_rate(config) not in swept]
+
+
+def _counted(configs: Sequence[RunConfig]) -> tuple[str, ...]:
+    """Return how many of the runs are of each method on each task, in words."""
+    counted = Counter(
+        ", ".join([Path(config.data).stem, *([config.model] if config.model != MODEL else []), config.method])
+        for config in configs
+    )
+    return tuple(f"{name}: {number}" for name, number in counted.items())
 
 
 def _in_words(grid: Grid, config: RunConfig) -> str:

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from veneer.paper.architectures import QUERY_VALUE
 from veneer.paper.exhibit import Cell, Contents, Exhibit, Measurement, Scatter, Series, Table, Verdict
-from veneer.paper.protocol import SCALED_DOWN, by_seed
-from veneer.paper.ranks import ALL_FOUR, QUERY_VALUE, Choice, changes_of
+from veneer.paper.protocol import ON_TREC, by_seed
+from veneer.paper.ranks import ALL_FOUR, Choice, changes_of
 from veneer.paper.rates import Swept, rates_table, sweep_of, tuned_runs
 from veneer.paper.tabulation import (
     accuracy_on_test,
@@ -202,8 +203,8 @@ EXHIBIT = Exhibit(
     sweep=sweep,
     runs=runs,
     scaled_down=(
-        *SCALED_DOWN,
-        "One task, TREC; seeds: three; one learning rate for all sizes of a method. Left out: PrefixEmbed of 128 "
+        *ON_TREC,
+        "Seeds: three; one learning rate for all sizes of a method. Left out: PrefixEmbed of 128 "
         "tokens and more, PrefixLayer of 64, LoRA with PreEmbed at r = 32 and 64, and methods that Figure 2 does not "
         "have either (Adapter^L, Adapter^P, Adapter^D, top layers, head only).",
     ),

@@ -15,16 +15,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from veneer.lora.config import LoraConfig
-from veneer.methods.table import attach, find_method, low_rank, resized
-from veneer.paper.architectures import Attachment, gpt2_shape
+from veneer.paper.architectures import QUERY_VALUE, Attachment, gpt2_shape
 from veneer.paper.exhibit import Measurement
 from veneer.training.compare import Watcher
 from veneer.training.config import resolve_precision
 from veneer.training.grid import Grid
 from veneer.training.machine import describe_machine, describe_versions
 
-QUERY_VALUE = ("query", "value")
 TRIALS, FEWEST_TRIALS, QUICK_TRIALS = 100, 6, 2
 SECONDS = 300.0
 """A setting is given no further trial after this time, once it has the fewest: a pass may take minutes on a CPU."""
@@ -105,17 +102,7 @@ def model_with(setting: Setting, attachment: Attachment | None, *, quick: bool) 
     config = gpt2_shape(*(QUICK_SHAPE if quick else SHAPE))
     model: Any = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     if attachment is not None:
-        settings = LoraConfig(r=attachment.r, targets=())
-        if attachment.weights:
-            settings = low_rank(settings, "gpt2", attachment.weights)
-        attach(
-            model,
-            resized(find_method(attachment.method), dict(attachment.sizes)),
-            model_type="gpt2",
-            head=("score",),
-            config=settings,
-            own_targets=bool(attachment.weights),
-        )
+        attachment.attach_to(model, model_type="gpt2", head=("score",))
     backbone: nn.Module = model.base_model
     dtype = torch.bfloat16 if resolve_precision("auto") == "bfloat16" else torch.float32
     return backbone.eval().to("cuda" if torch.cuda.is_available() else "cpu", dtype)

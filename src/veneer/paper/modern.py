@@ -9,10 +9,10 @@ from veneer.paper import table2
 from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, Number, Outcome, Table, Verdict
 from veneer.paper.forgetting_measurement import METHODS as FORGETTING
 from veneer.paper.forgetting_measurement import NEIGHBOURS, ROWS, measure
-from veneer.paper.protocol import SCALED_DOWN, by_seed
+from veneer.paper.protocol import ON_TREC, by_seed
 from veneer.paper.rates import best, chosen_rate, runs_at, sweep_of, tuned_runs
 from veneer.paper.tabulation import difference, found, mean, mean_curves, mean_difference, own_score_on_validation
-from veneer.paper.verdicts import judge, not_run
+from veneer.paper.verdicts import judge, not_measured, not_run
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -235,8 +235,7 @@ def _forget_less(runs_kept: Sequence[Mapping[str, Any]], *, quick: bool) -> tupl
     for method in (method for method in FORGETTING if method != "full"):
         claim = f"{table2.ENTRIES[method].label}, forgets less than full fine-tuning"
         if quick or not runs_kept:
-            because = "Only a quick measurement was made." if quick else "Not measured yet."
-            verdicts.append(not_run(claim, LEARNS_LESS, because))
+            verdicts.append(not_measured(claim, LEARNS_LESS, quick=quick))
             continue
         verdict = judge(
             claim=claim,
@@ -259,8 +258,8 @@ EXHIBIT = Exhibit(
     runs=runs,
     measure=measure,
     scaled_down=(
-        *SCALED_DOWN,
-        "One task, TREC; seeds: three. Each side of a comparison has a rate of its own; what was forgotten, too, "
+        *ON_TREC,
+        "Seeds: three. Each side of a comparison has a rate of its own; what was forgotten, too, "
         "is measured at the rates that the sweeps chose with one seed, where the claims on rates look at three. MiniLM "
         "comes without the head that guesses masked "
         "words, so forgetting is measured in what it was pretrained for last: which sentences are alike.",

@@ -42,20 +42,38 @@ PRETRAINING = (
     "pairs of sentences, MNLI's and SNLI's among them (their model cards). No run starts from an adapter for MNLI, as "
     "the paper's do on MRPC, RTE and STS-B."
 )
-SCALED_DOWN = (
+SMALL_MODEL = (
     "Model: MiniLM (sentence-transformers/all-MiniLM-L6-v2), 22.7 million parameters in 6 blocks of width 384, instead "
-    "of RoBERTa, DeBERTa and GPT-3: it trains on two processor cores in minutes.",
-    "Tasks: question types (TREC, 6 classes) and film reviews (Rotten Tomatoes, 2 classes, the sentences that most of "
-    "SST-2 is made of) instead of GLUE, WikiSQL and SAMSum: they come without a hub.",
+    "of RoBERTa, DeBERTa and GPT-3: it trains on two processor cores in minutes."
+)
+SHORT_TRAINING = (
     "Training: 3 epochs in batches of 32, without dropout in the pretrained layers whatever the method "
     "(results/recipe.md has both); each method's learning rate is the best of three or more on validation rows with "
     "seed 0, whose run then counts as one of the seeds. The paper sweeps rates too and trains for 2 to 80 epochs. Most "
-    "runs are best in their last epoch, LoRA's more often than others, so that longer training might change the order.",
+    "runs are best in their last epoch, LoRA's more often than full fine-tuning's, so that longer training might "
+    "change the order."
+)
+SCORED_ON = (
     "Score: what the task is judged by, which is accuracy but for some of GLUE's, on test rows. They choose no rate "
     "and no epoch; validation rows do, the rate by the same score and the epoch by macro-F1, or where the answer is a "
     "number by Pearson's correlation. The paper reports the best epoch on the rows it is chosen by. An interval tells "
-    "how much seeds matter, not how much other test rows would.",
+    "how much seeds matter, not how much other test rows would."
 )
+ON_TREC = (
+    SMALL_MODEL,
+    "Task: question types (TREC, 6 classes), which come without a hub, instead of GLUE, WikiSQL and SAMSum.",
+    SHORT_TRAINING,
+    SCORED_ON,
+)
+"""What is scaled down where TREC is the one task."""
+ON_BOTH = (
+    SMALL_MODEL,
+    "Tasks: question types (TREC, 6 classes) and film reviews (Rotten Tomatoes, 2 classes, the sentences that most of "
+    "SST-2 is made of) instead of GLUE, WikiSQL and SAMSum: they come without a hub.",
+    SHORT_TRAINING,
+    SCORED_ON,
+)
+"""The same where both tasks are trained on."""
 
 
 class ForeseenGrid(Grid):

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from veneer.paper.architectures import QUERY_VALUE
 from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, Number, Table, Verdict
-from veneer.paper.protocol import SCALED_DOWN, TASKS, by_seed
+from veneer.paper.protocol import ON_BOTH, TASKS, by_seed
 from veneer.paper.rates import sweep_of, tuned_runs
 from veneer.paper.tabulation import difference, found, mean, mean_curves, median_on_dev
 from veneer.paper.verdicts import MARGIN, judge
@@ -16,7 +17,6 @@ from veneer.training.grid import Grid
 METHOD = "lora-qv"
 SEEDS = range(3)
 RANKS = (1, 2, 4, 8, 64)
-QUERY_VALUE = ("query", "value")
 ALL_FOUR = ("query", "key", "value", "output")
 ALL_LINEAR = ()
 """Every linear layer, the feed-forward's too: a row that the paper does not have."""
@@ -148,7 +148,11 @@ def _figure(task: str, records: Mapping[Choice, Sequence[RunRecord]]) -> tuple[C
 def _verdicts(records: Records) -> tuple[Verdict, ...]:
     pair = QUERY_VALUE
     better = tuple(
-        (f"At one budget, W_q and W_v with r = 4 do better than {SHORT[weight]} alone with r = 8", Choice((weight,), 8))
+        (
+            f"At one budget, W_q and W_v with r = 4 do better than {SHORT[weight]} alone with r = 8 "
+            f"({' and '.join(TABLE_5[Choice(pair, 4)])} against {' and '.join(TABLE_5[Choice((weight,), 8)])})",
+            Choice((weight,), 8),
+        )
         for weight in SHORT
     )
     return (
@@ -189,7 +193,7 @@ EXHIBIT = Exhibit(
     sweep=sweep,
     runs=runs,
     scaled_down=(
-        *SCALED_DOWN,
+        *ON_BOTH,
         "Seeds: three; the budget of Table 5 is 36,864 parameters instead of 18.9 million.",
         ONE_RATE,
     ),

@@ -2,9 +2,9 @@
 
 One rule for every method: its own rate and a step to either side are tried, and as long as the best of them lies at an
 edge, one step beyond it. Where the runs to both sides of the best collapsed, half a step to either side is tried too:
-of one rate that learns nothing is chosen. The sweep's runs are kept like any other; test rows have no say. The paper
-gives each method and task a rate of its own too (Tables 9 to 12). Until a sweep is complete nothing is shown of its
-method.
+one rate that learns is too few to choose from. One that collapsed is chosen only where all did. The sweep's runs are
+kept like any other; test rows have no say. The paper gives each method and task a rate of its own too (Tables 9 to 12).
+Until a sweep is complete nothing is shown of its method.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,8 +68,13 @@ def sweep_of(grid: Grid, task: str, method: str, changes: Mapping[str, Any] | No
 
 
 def best(records: Sequence[RunRecord]) -> RunRecord:
-    """Return the run with the best score on validation rows, among equals the one of least validation loss."""
-    return max(records, key=lambda record: (own_score_on_validation(record), -record.validation.loss))
+    """Return the run with the best score on validation rows, among equals the one of least validation loss.
+
+    Runs that collapsed come after all others: on uneven classes one answer for all rows may score well.
+    """
+    return max(
+        records, key=lambda record: (not record.collapsed, own_score_on_validation(record), -record.validation.loss)
+    )
 
 
 def chosen_rate(grid: Grid, task: str, method: str, changes: Mapping[str, Any] | None = None) -> float | None:
@@ -155,6 +160,6 @@ def rates_table(grid: Grid, name: str, parts: Sequence[Swept]) -> Table:
         notes=(
             "One seed a rate; a step beyond the edge as long as the best lies there, up to a rate of 1; half a step to "
             "either side of a best one between two that collapsed. The best on validation rows is used for all seeds, "
-            "among equals the one of least validation loss.",
+            "among equals the one of least validation loss; one that collapsed only where all did.",
         ),
     )

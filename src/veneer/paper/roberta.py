@@ -1,15 +1,16 @@
 """`roberta`: the paper's own model, tasks and hyperparameters for one row of Table 2; for a machine with a GPU."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from veneer.data.glue import TASKS
-from veneer.paper.exhibit import Cell, Contents, Exhibit, Measurement, Table
+from veneer.paper.exhibit import Cell, Contents, Exhibit, Measurement, Number, Table
 from veneer.paper.protocol import by_seed, run_of
 from veneer.paper.table2 import COLUMNS, FROM_MNLI, LORA_ROW, PAPER_ROWS
 from veneer.paper.tabulation import best_on_dev, found, mean, mean_difference, median_on_dev, own_score_on_test
 from veneer.paper.verdicts import MARGIN, judge
+from veneer.results import RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
@@ -89,10 +90,7 @@ def contents(grid: Grid, measurement: Measurement | None) -> Contents:
         ),
     )  # fmt: skip
     differences = {
-        task: mean_difference([best_on_dev(record) - printed(task) for record in good]) if good else None
-        for task, of in records.items()
-        if TASKS[task].folder not in FROM_MNLI
-        for good in [[record for record in of if not record.collapsed]]
+        task: _minus_printed(task, of) for task, of in records.items() if TASKS[task].folder not in FROM_MNLI
     }
     verdict = judge(
         claim="RoBERTa base with LoRA scores 95.1 on SST-2 and 63.4 on CoLA, or better, in its best epoch on dev",
@@ -101,6 +99,16 @@ def contents(grid: Grid, measurement: Measurement | None) -> Contents:
         margin=MARGIN,
     )
     return Contents(tables=(table,), verdicts=(verdict,))
+
+
+def _minus_printed(task: str, records: Sequence[RunRecord]) -> Number | None:
+    """Return by how much the runs that did not collapse are above the paper's score, or None without one."""
+    good = [record for record in records if not record.collapsed]
+    if not good:
+        return None
+    left_out = len(records) - len(good)
+    note = f"{left_out} collapsed run{'s' * (left_out > 1)} left out" if left_out else ""
+    return mean_difference([best_on_dev(record) - printed(task) for record in good], note=note)
 
 
 EXHIBIT = Exhibit(

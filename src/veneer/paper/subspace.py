@@ -68,11 +68,3 @@ def random_projected_norm(W: Float[Tensor, "out in"], r: int) -> float:
     This is what Table 7's column "random" holds: 61.95 * 4 / 12288 = 0.02.
     """
     return r * float(W.double().norm()) / math.sqrt(W.numel())
-
-
-def amplification(D: Float[Tensor, "out in"], W: Float[Tensor, "out in"], r: int) -> float:
-    """Return |D|_F / |U^T W V|_F, U and V the top r singular vectors of D (section 7.3).
-
-    D is the effective update, alpha / r included: the paper does not say, and the factor scales with it.
-    """
-    return float(D.double().norm()) / projected_norm(left_directions(D, r), W, right_directions(D, r))

@@ -15,7 +15,7 @@ from veneer.paper.exhibit import Measurement, Outcome, Verdict
 from veneer.paper.subspace import random_similarity
 from veneer.paper.subspace_measurement import LARGE, SMALL
 from veneer.paper.tabulation import mean_difference
-from veneer.paper.verdicts import FEWEST_PAIRS, not_run
+from veneer.paper.verdicts import FEWEST_PAIRS, not_measured
 
 SYMBOLS = {"query": "W_q", "value": "W_v"}
 TENTH = 38
@@ -45,7 +45,10 @@ def figure_of(layer: Layer, r: int, figure: str, *, over: str | None = None) -> 
 
 
 def factor(layer: Layer, r: int) -> float:
-    """Return how much an update of rank r amplifies: |update| / |U^T W V|."""
+    """Return how much an update of rank r amplifies: |update| / |U^T W V|, U and V its top r directions (section 7.3).
+
+    The update is the effective one, alpha / r included: the paper does not say, and the factor scales with it.
+    """
     return figure_of(layer, r, "delta_norm", over="own")
 
 
@@ -262,8 +265,7 @@ def verdicts(measurement: Measurement | None) -> tuple[Verdict, ...]:
     told = []
     for claim, source, judge in CLAIMS:
         if measurement is None or quick or not measurement["layers"]:
-            reason = "Only a quick measurement was made." if quick else "Not measured yet."
-            told.append(not_run(claim, source, reason))
+            told.append(not_measured(claim, source, quick=quick))
         else:
             outcome, because = judge(measurement)
             told.append(Verdict(claim=claim, source=source, outcome=outcome, because=because))

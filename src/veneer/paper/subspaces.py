@@ -217,9 +217,12 @@ EXHIBIT = Exhibit(
     "amplify directions that W has but does not stress.",
     contents=contents,
     measure=measure,
+    decided_by="Intervals are over the layers of one model.",
     scaled_down=(
         "Model: MiniLM, d = 384 and 6 layers, instead of GPT-3, d = 12,288 and 96 layers; all layers are shown.",
         f"Ranks: {SMALL} and {LARGE} throughout, where Table 7 has 4 and 64.",
+        "Scaling: alpha is 16 at either rank, so s = alpha / r is 2 and 1/4; the learning rate is the method's own, "
+        "0.001, not swept.",
         f"Training: {ROWS:,} film reviews, 3 epochs, so that the four adapters take minutes; two seeds a rank, so "
         "what is said of two seeds is of one pair. An interval over layers takes the layers of one model for "
         "independent, which they are not.",

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from veneer.paper.architectures import QUERY_VALUE
 from veneer.paper.exhibit import Cell, Contents, Exhibit, Measurement, Table
-from veneer.paper.protocol import SCALED_DOWN, by_seed
-from veneer.paper.ranks import METHOD, ONE_RATE, QUERY_VALUE, SEEDS, Choice, changes_of
+from veneer.paper.protocol import ON_TREC, by_seed
+from veneer.paper.ranks import METHOD, ONE_RATE, SEEDS, Choice, changes_of
 from veneer.paper.rates import sweep_of, tuned_runs
 from veneer.paper.tabulation import difference, found, mean, mean_curves
 from veneer.paper.verdicts import MARGIN, judge
@@ -106,8 +107,8 @@ EXHIBIT = Exhibit(
     sweep=sweep,
     runs=runs,
     scaled_down=(
-        *SCALED_DOWN,
-        "Task: classification of questions instead of generation; up to r = 256 of MiniLM's 384; seeds: three.",
+        *ON_TREC,
+        "Classification instead of generation; up to r = 256 of MiniLM's 384; seeds: three.",
         ONE_RATE,
     ),
 )

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from veneer.data.metrics import judged_by
 from veneer.paper.exhibit import Cell, Contents, Exhibit, Measurement, Number, Scatter, Series, Table, Verdict
-from veneer.paper.protocol import MODEL, OF_TASK, SCALED_DOWN, TASKS, by_seed
+from veneer.paper.protocol import MODEL, OF_TASK, ON_BOTH, TASKS, by_seed
 from veneer.paper.rates import Swept, rates_table, sweep_of, tuned_runs
 from veneer.paper.tabulation import (
     beyond_head,
@@ -363,7 +363,7 @@ EXHIBIT = Exhibit(
     sweep=sweep,
     runs=runs,
     scaled_down=(
-        *SCALED_DOWN,
+        *ON_BOTH,
         "Seeds: five, as in the paper.",
         "Sizes: adapters as large as LoRA with r = 8 on query and value, 73,728 parameters, within a tenth.",
     ),

@@ -14,12 +14,6 @@ MARKS: Mapping[Outcome, str] = {
 }
 """What stands before an outcome; in Latin-1, as a terminal may know no more."""
 WAITING = "Nothing of ours is there yet."
-DECIDED_BY = (
-    "Trained models are compared by 95 % intervals over seeds on the same test rows: they tell how much seeds matter, "
-    "not how much other rows would. A comparison is made for each claim, and again whenever runs are added; were there "
-    "no differences at all, chance alone would still decide about one in twenty."
-)
-"""What whoever reads verdicts must know."""
 
 
 def is_waiting(table: Table) -> bool:

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 
 from veneer.paper.exhibit import Cell, Sheet, Table
-from veneer.paper.table_of_contents import ARITHMETIC
 from veneer.report.paper_cells import (
-    DECIDED_BY,
     MARKS,
     WAITING,
     cell_note,
@@ -23,8 +21,8 @@ def sheet_as_markdown(sheet: Sheet, figures: str) -> str:
     if sheet.verdicts:
         rows = [(v.claim, v.source, f"**{MARKS[v.outcome]} {v.outcome}**", v.because) for v in sheet.verdicts]
         parts.append("## Claims\n\n" + _lines(("Claim", "Where", "Here", "Because"), rows, numeric=set()))
-        if sheet.exhibit != ARITHMETIC:
-            parts.append(DECIDED_BY)
+        if sheet.decided_by:
+            parts.append(sheet.decided_by)
     parts += [f"## {table.title}\n\n{table_as_markdown(table)}" for table in sheet.tables]
     parts += [
         f"## {figure.title}\n\n![{_escaped(figure.title)}]({figures}/{figure.name}.svg)\n\n{caption}".rstrip()

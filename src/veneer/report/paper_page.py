@@ -12,12 +12,11 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from veneer.paper.exhibit import Sheet, Table
+from veneer.paper.exhibit import BY_SEEDS, Sheet, Table
 from veneer.paper.protocol import SCALE
 from veneer.paper.table_of_contents import ARITHMETIC, NOT_ATTEMPTED
 from veneer.report.formatting import listed
 from veneer.report.paper_cells import (
-    DECIDED_BY,
     MARKS,
     WAITING,
     cell_note,
@@ -92,7 +91,7 @@ def render_paper(sheets: Sequence[Sheet], drawings: Mapping[str, str]) -> str:
         palette=_DARK_PALETTE,
         num_decided=num_decided,
         num_measured=num_decided + outcomes["undecided"],
-        decided_by=DECIDED_BY,
+        decided_by=BY_SEEDS,
         not_attempted=NOT_ATTEMPTED,
         scale=SCALE,
     )
