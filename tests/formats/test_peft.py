@@ -22,7 +22,7 @@ from veneer import LoraConfig
 from veneer.errors import AdapterFormatError, AdapterMismatchError, AdapterStateError, ConfigError, OutputExistsError
 from veneer.formats.peft import CONFIG_FILE, TENSOR_FILE, read_peft
 from veneer.formats.peft_keys import KEY_PREFIX
-from veneer.formats.peft_settings import INERT, NEUTRAL, TAKEN
+from veneer.formats.peft_settings import INERT, NEUTRAL, TAKEN, pattern_problems
 from veneer.formats.peft_writing import write_peft
 from veneer.lora.layers import adapted_slots
 from veneer.lora.state import AdapterState, LowRank, TokenRows, config_for, fitted
@@ -800,6 +800,7 @@ def test_experts_go_out_in_the_models_order_whatever_theirs_is(tmp_path):
     found = dense(loaded_in_peft(odd(), tmp_path))
     for name in state.updates:
         torch.testing.assert_close(found[name], state.delta(name), rtol=1e-6, atol=1e-6)
+    assert read_peft(tmp_path).config.dropout == 0.1  # which PEFT, where it would have to be 0, passes over
 
 
 @pytest.mark.parametrize("version", ["0.18.1", "0.17.0.dev0@abc", None, ""])
@@ -942,6 +943,14 @@ def test_starts_that_change_the_base_weights_are_refused(folder, init):
 def test_patterns_that_could_take_for_ever_are_refused_unmatched(folder, key, pattern):
     change_config(folder, **{key: {pattern: 3}})
     assert_refused(folder, AdapterFormatError, [f"{key}: {pattern[:200]!r} ", "give the layers' full names"])
+
+
+def test_a_pattern_is_refused_where_names_are_too_long_for_its_choices():
+    """What takes a moment for names as models have them takes hours for one that was made up."""
+    settings = {"rank_pattern": {".*.*.*.*b": 4}}
+    assert pattern_problems(settings, longest=50) == []
+    (problem,) = pattern_problems(settings, longest=200)
+    assert "too often for names of 200 letters; give the layers' full names" in problem
 
 
 @pytest.mark.parametrize(

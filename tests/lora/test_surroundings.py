@@ -1,6 +1,8 @@
 """What stands around an adapted layer has its say: somebody's forward, hooks, autocast, modes, names, other devices."""
 
 import copy
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -18,6 +20,12 @@ from veneer.lora.state import TokenRows
 def linear(*, seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
+
+
+def adapted_linear():
+    net = nn.Sequential(nn.Linear(7, 5))
+    veneer.adapt(net, LoraConfig(r=2))
+    return net
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -106,6 +114,7 @@ def test_a_parameter_may_have_any_name(name):
 def odd_parameters():
     net = nn.ModuleDict({"inner": nn.Module(), "list": nn.ParameterList([nn.Parameter(torch.randn(3, 4))])})
     net["inner"].whole = nn.Parameter(torch.ones(3, 4, dtype=torch.int8), requires_grad=False)
+    net["inner"].scaled = nn.Parameter(torch.ones(3, 4).to(torch.float8_e4m3fn), requires_grad=False)
     net["inner"].deep = nn.Parameter(torch.randn(2, 3, 4, 5))
     net["inner"].linear = nn.Linear(3, 4)
     return net
@@ -115,6 +124,7 @@ def odd_parameters():
     ("settings", "reason"),
     [
         ({"parameters": ["whole"]}, "'whole' matches no floating-point parameter of two or three dimensions"),
+        ({"parameters": ["scaled"]}, "'scaled' matches no floating-point parameter of two or three dimensions"),
         ({"parameters": ["deep"]}, "'deep' matches no floating-point parameter of two or three dimensions"),
         ({"parameters": ["list.0"]}, "'list.0' is in a list"),
         ({"targets": ["linear"], "parameters": ["linear.weight"]}, "is of a layer that is adapted as well"),
@@ -160,6 +170,113 @@ def test_whole_numbers_in_a_module_trained_whole_stay_as_they_are():
     net[1].register_parameter("table", nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False))
     the_plan = veneer.adapt(net, LoraConfig(r=2, targets=["0"]), ["1"])
     assert the_plan.trainable_parameters == sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def test_complex_numbers_in_a_module_trained_whole_are_trained():
+    net = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
+    net[1].register_parameter("table", nn.Parameter(torch.ones(3, dtype=torch.complex64)))
+    the_plan = veneer.adapt(net, LoraConfig(r=2, targets=["0"]), ["1"])
+    assert net[1].table.requires_grad
+    assert the_plan.trainable_parameters == sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("verb", [veneer.merge, lambda net: veneer.disabled(net).__enter__()])
+def test_a_verb_is_refused_where_a_frozen_norm_was_replaced_and_nothing_is_lost(verb):
+    net = nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5))
+    veneer.adapt(net, LoraConfig(r=2))
+    norm, before = net[1], snapshot(net)
+    net[1] = nn.Identity()
+    with pytest.raises(AdapterStateError, match="modules were replaced after it went in"):
+        verb(net)
+    net[1] = norm
+    assert_same(net, before, [p.requires_grad for p in net.parameters()])
+    veneer.merge(net)
+
+
+def test_a_rank_that_a_start_cannot_have_is_refused_by_the_plan_for_every_layer():
+    net = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 6))
+    with pytest.raises(TargetError, match=r"'0': r is 3; .*even\n.*'1': r is 3"):
+        veneer.plan(net, LoraConfig(r=3, init="orthogonal"))
+
+
+@pytest.mark.parametrize("pattern", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_is_checked_in_the_form_in_which_it_is_matched(pattern):
+    with pytest.raises(ConfigError, match=r"'\(\?i\)query'.*not a valid regular expression"):
+        LoraConfig(**{pattern: {"(?i)query": 2}})
+
+
+@pytest.mark.parametrize("wrapper", [nn.DataParallel, nn.parallel.DistributedDataParallel])
+def test_a_model_in_a_wrapper_that_spreads_gradients_is_refused(wrapper):
+    wrapped = wrapper.__new__(wrapper)
+    nn.Module.__init__(wrapped)
+    wrapped.module = linear()
+    with pytest.raises(AdapterStateError, match="adapt the model first and wrap it then"):
+        veneer.plan(wrapped, LoraConfig(r=2))
+
+
+def test_a_module_with_adapted_parameters_can_be_called_by_several_threads():
+    """Each call puts the adapted weight in the module's place of its own and takes it out again."""
+    torch.manual_seed(0)
+    net = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2)}).eval()
+    veneer.adapt(net, LoraConfig(r=2, targets=(), parameters=["attention.in_proj_weight"]))
+    filled(net)
+    x, base = torch.randn(5, 3, 16), net["attention"].base.in_proj_weight
+    before = base.clone()
+
+    def called(_):
+        with torch.no_grad():
+            return net["attention"](x, x, x)[0]
+
+    expected, interval = called(0), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            outputs = list(pool.map(called, range(400)))
+    finally:
+        sys.setswitchinterval(interval)
+    for output in outputs:
+        torch.testing.assert_close(output, expected)
+    assert net["attention"].base.in_proj_weight is base
+    assert torch.equal(base, before)
+
+
+def test_what_moves_in_inference_mode_can_be_changed_outside():
+    net = filled(adapted_linear())
+    with torch.inference_mode():
+        net.to("cpu")
+    veneer.set_strength(net, 0.0)
+    x = torch.randn(3, 7)
+    assert torch.equal(net(x), net[0].base(x))
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_an_adapter_narrower_than_its_base_rounds_nothing_of_the_base(rows):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(11, 7) if rows else nn.Linear(7, 5, bias=False))
+    weight = net[0].weight.detach().clone()
+    settings = {"targets": (), "token_rows": {"0": [4, 1]}} if rows else {"targets": ["0"]}
+    veneer.adapt(net, LoraConfig(r=2, **settings))
+    for parameter in net[0].update.parameters():
+        parameter.data = parameter.data.bfloat16()
+    if not rows:
+        filled(net)
+    veneer.set_strength(net, 0.0)
+    assert torch.equal(net[0].weight, weight)
+    veneer.set_strength(net, 1.0)
+    x = torch.arange(11) if rows else torch.randn(3, 7)
+    output = net(x)
+    veneer.merge(net)
+    torch.testing.assert_close(net(x), output, rtol=1e-2, atol=1e-2)
+    if rows:
+        untouched = [token for token in range(11) if token not in (1, 4)]
+        assert torch.equal(net[0].weight[untouched], weight[untouched])
+
+
+def test_a_layers_output_has_a_shape_on_the_meta_device():
+    with torch.device("meta"):
+        bare = nn.Sequential(nn.Linear(7, 5))
+    veneer.adapt(bare, LoraConfig(r=2))
+    assert bare(torch.empty(3, 7, device="meta")).shape == (3, 5)
 
 
 def test_removing_is_refused_where_a_trained_module_was_replaced_and_nothing_is_lost():

@@ -137,12 +137,10 @@ class Siblings(nn.Module):
         return self.q(x) * self.k(x) + self.v(x)
 
 
-@pytest.mark.parametrize("trained", ["the first layer too", "the three"])
-def test_under_autocast_layers_that_read_one_input_keep_one_copy_of_it(trained):
+def test_under_autocast_layers_that_read_one_input_keep_one_copy_of_it():
     torch.manual_seed(0)
     net = Siblings()
-    targets = ["q", "k", "v", *(["first"] if "first" in trained else [])]
-    veneer.adapt(net, LoraConfig(r=2, targets=targets))
+    veneer.adapt(net, LoraConfig(r=2, targets=["first", "q", "k", "v"]))
     stir(net)
     inputs = torch.randn(11, 6)
     copies = {}
@@ -171,13 +169,13 @@ def test_under_autocast_layers_that_read_one_input_keep_one_copy_of_it(trained):
 def test_the_shared_copy_outlives_neither_its_input_nor_its_graph():
     net = Siblings()
     veneer.adapt(net, LoraConfig(r=2, targets=["q", "k"]))
-    x = torch.randn(11, 7, requires_grad=True)
+    x = torch.randn(11, 7, requires_grad=True) * 1
     gc.collect()
     before = len(kinds._CASTS)
     with torch.autocast("cpu", torch.bfloat16):
         output = net.q(x)
         assert len(kinds._CASTS) == before + 1
-        pickle.loads(pickle.dumps(x))
+        pickle.loads(pickle.dumps(x.detach()))
         del output
         assert kinds._CASTS[x][1]() is None
         del x
@@ -189,17 +187,20 @@ def test_an_input_that_is_changed_in_place_or_leaves_the_graph_is_cast_again():
     net = Siblings()
     veneer.adapt(net, LoraConfig(r=2, targets=["q", "k"]))
     stir(net)
-    x = torch.randn(11, 7)
+    leaf = torch.randn(11, 7, requires_grad=True)
+    x, plain = leaf * 1, torch.randn(11, 7)
     with torch.autocast("cpu", torch.bfloat16):
-        kept = net.q(x)
+        kept = [net.q(x), net.q(plain)]
         x.mul_(-1)
-        assert torch.equal(net.k(x), net.k(x.clone()))
-        graph = x.requires_grad_(True) * 1
+        plain.numpy()[:] *= -1  # of which no counter tells
+        for changed in (x, plain):
+            assert torch.equal(net.k(changed), net.k(changed.clone()))
+        graph = leaf * 1
         with torch.no_grad():
             net.q(graph)
         net.k(graph).sum().backward()
-    assert x.grad is not None
-    assert kept.requires_grad
+    assert leaf.grad is not None
+    assert all(output.requires_grad for output in kept)
 
 
 def test_the_transforms_of_torch_func_see_the_adapter_as_autograd_does():

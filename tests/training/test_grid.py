@@ -42,7 +42,7 @@ def test_runs_that_are_there_are_found_and_not_done_again(tmp_path, monkeypatch,
 
     monkeypatch.setattr(module, "run_in_process", run)
     grid, first, second, failing = Grid(folder=tmp_path / "runs"), Silent(), Silent(), True
-    with pytest.raises(VeneerError):
+    with pytest.raises(VeneerError, match=rf"^{grid.place(CONFIGS[2]).name}: it cannot be done"):
         list(grid.fill(lambda: CONFIGS, first, workers=workers))
     assert grid.missing(CONFIGS) == CONFIGS[2:]
     failing = False

@@ -2,7 +2,7 @@
 
 veneer_base       what the adapted weights of the base were; see `lora/fingerprint.py`
 veneer_fused      fused projection -> its adapted slices, which the shapes of A and B cannot tell
-veneer_settings   {"train_A": false} of an adapter whose A stays frozen
+veneer_settings   {"train_A": false} of an adapter whose A stays frozen, {"dropout": 0.1} where PEFT refuses dropout
 """
 
 import json
@@ -24,6 +24,13 @@ class Notes(NamedTuple):
     fingerprint: Fingerprint
     fused: Mapping[str, tuple[bool, ...]]
     train_A: bool
+    dropout: float | None
+    """None where PEFT's own setting tells it."""
+
+
+def loses_dropout(state: AdapterState) -> bool:
+    """Return whether PEFT's settings cannot tell the dropout: it refuses any beside adapted parameters."""
+    return bool(state.config.dropout) and any(update.kind == "parameter" for update in state.updates.values())
 
 
 def notes_of(state: AdapterState) -> dict[str, str]:
@@ -31,7 +38,8 @@ def notes_of(state: AdapterState) -> dict[str, str]:
     notes: dict[str, Mapping[str, Any]] = {
         BASE: to_note(state.fingerprint),
         FUSED: {name: list(slices) for name, slices in state.config.fused.items()},
-        SETTINGS: {} if state.config.train_A else {"train_A": False},
+        SETTINGS: ({} if state.config.train_A else {"train_A": False})
+        | ({"dropout": state.config.dropout} if loses_dropout(state) else {}),
     }
     return {key: json.dumps(note, sort_keys=True) for key, note in notes.items() if note}
 
@@ -46,10 +54,12 @@ def read_notes(metadata: Mapping[str, str], updates: Mapping[str, LowRank]) -> N
     Raises:
         ConfigError, ValueError, RecursionError: a note is malformed.
     """
+    settings = _note(metadata, SETTINGS)
     return Notes(
         fingerprint=from_note(_note(metadata, BASE)),
         fused=_fused(LoraConfig(fused=_note(metadata, FUSED)).fused, updates),
-        train_A=_note(metadata, SETTINGS).get("train_A") is not False,
+        train_A=settings.get("train_A") is not False,
+        dropout=settings.get("dropout"),
     )
 
 

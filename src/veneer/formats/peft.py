@@ -33,7 +33,7 @@ from veneer.formats.peft_keys import (
     sorted_tensors,
 )
 from veneer.formats.peft_layers import from_peft, one_slice, slices_of
-from veneer.formats.peft_settings import AUTOMATIC_HEADS, declared_config, read_settings
+from veneer.formats.peft_settings import AUTOMATIC_HEADS, declared_config, pattern_problems, read_settings
 from veneer.formats.tensors import DIGEST, read_tensors
 from veneer.lora.config import LoraConfig
 from veneer.lora.selectors import Selector
@@ -86,6 +86,7 @@ def state_from(
     declared = declared_config(settings, folder / CONFIG_FILE)
     found = sorted_tensors(tensors)
     _refuse(folder / TENSOR_FILE, found.problems)
+    _refuse(folder / CONFIG_FILE, pattern_problems(settings, longest=max(map(len, found.layers), default=0)))
     layers, problems = named_layers(found.layers, settings, declared, ordered=DIGEST in metadata)
     updates, factors = _updates(layers, declared, problems)
     if any(update.kind == "parameter" and update.A.ndim == 3 for update in updates.values()):
@@ -99,7 +100,8 @@ def state_from(
         notes = read_notes(metadata, updates)
         config = _config(settings, declared, updates, factors, notes.fused)
         token_rows = {name: entry.ids.tolist() for name, entry in rows.items()}
-        config = replace(config, token_rows=token_rows, train_A=notes.train_A)
+        dropout = config.dropout if notes.dropout is None else notes.dropout
+        config = replace(config, token_rows=token_rows, train_A=notes.train_A, dropout=dropout)
     except (ConfigError, ValueError, RecursionError) as error:
         raise AdapterFormatError(f"{folder} cannot be used: {error}") from None
     return AdapterState(

@@ -61,7 +61,8 @@ AUTOMATIC_HEADS = frozenset({"classifier", "score"})
 
 MAX_PATTERN_LENGTH = 200
 MAX_CHOICES = 4
-"""Matching a pattern with k repeats can take as many steps as the k-th power of the name's length."""
+MAX_STEPS = 1e9
+"""Matching a pattern with k choices takes up to the (k + 1)-th power of the name's length in steps."""
 
 _PATTERN_TOKENS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{\d*,?\d*\}|.", re.DOTALL)
 _REPEAT = re.compile(r"[*+?]|\{(?=.*\d).+\}")
@@ -213,16 +214,26 @@ def setting_problems(settings: Mapping[str, Any]) -> list[str]:
             found.append(f"{key}={value!r} is not supported")
         elif key not in NEUTRAL.keys() | INERT.keys() | TAKEN and value not in _OFF:
             found.append(f"{key}={value!r} is unknown; it could change what the adapter computes")
-    for key in ("rank_pattern", "alpha_pattern"):
-        patterns = settings.get(key)
-        for pattern in patterns if isinstance(patterns, dict) else ():
-            if problem := _pattern_problem(pattern):
-                found.append(f"{key}: {pattern[:MAX_PATTERN_LENGTH]!r} {problem}; give the layers' full names")
-    return found
+    return found + pattern_problems(settings)
 
 
-def _pattern_problem(pattern: str) -> str | None:
-    """Return why matching a regular expression could take very long or mean something else here, or None."""
+def pattern_problems(settings: Mapping[str, Any], longest: int = 0) -> list[str]:
+    """Return a line for each pattern that could take very long to match or would mean something else here.
+
+    Args:
+        settings: as they were read.
+        longest: letters of the longest name that is matched.
+    """
+    return [
+        f"{key}: {pattern[:MAX_PATTERN_LENGTH]!r} {problem}; give the layers' full names"
+        for key in ("rank_pattern", "alpha_pattern")
+        if isinstance(patterns := settings.get(key), dict)
+        for pattern in patterns
+        if (problem := _pattern_problem(pattern, longest))
+    ]
+
+
+def _pattern_problem(pattern: str, longest: int) -> str | None:
     if len(pattern) > MAX_PATTERN_LENGTH:
         return f"is longer than {MAX_PATTERN_LENGTH} characters"
     choices, previous, closed = 0, "", False
@@ -241,7 +252,11 @@ def _pattern_problem(pattern: str) -> str | None:
         elif token == ")" and len(ambiguous) > 1:
             closed = ambiguous.pop()
             ambiguous[-1] |= closed
-    return f"repeats and chooses more than {MAX_CHOICES} times" if choices > MAX_CHOICES else None
+    if choices > MAX_CHOICES:
+        return f"repeats and chooses more than {MAX_CHOICES} times"
+    if longest ** (choices + 1) > MAX_STEPS:
+        return f"repeats and chooses {choices} times, too often for names of {longest} letters"
+    return None
 
 
 def _number(value: float) -> float | int:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from veneer.errors import ConfigError, gathered
 from veneer.lora.delta import SCALING_RULES
-from veneer.lora.selectors import Pattern, Terms
+from veneer.lora.selectors import Pattern, Terms, compiled_key
 
 ALL_LINEAR = "all-linear"
 MAX_ALPHA = 1e9
@@ -168,9 +168,9 @@ def _alpha_problems(name: str, value: object) -> list[str]:
     return [] if good else [f"{name} is {value!r}; {advice}"]
 
 
-def _regex_problems(key: str) -> list[str]:
+def _regex_problems(key: str, compiled: Callable[[str], object] = re.compile) -> list[str]:
     try:
-        re.compile(key)
+        compiled(key)
     except re.error as error:
         return [f"not a valid regular expression ({error})"]
     return []
@@ -188,8 +188,8 @@ def _token_problems(value: object) -> list[str]:
 
 _VALUE_PROBLEMS: Mapping[str, Callable[[str, object], list[str]]] = {
     "fused": lambda _key, value: _slice_problems(value),
-    "rank_pattern": lambda key, value: _regex_problems(key) + rank_problems("rank", value),
-    "alpha_pattern": lambda key, value: _regex_problems(key) + _alpha_problems("alpha", value),
+    "rank_pattern": lambda key, value: _regex_problems(key, compiled_key) + rank_problems("rank", value),
+    "alpha_pattern": lambda key, value: _regex_problems(key, compiled_key) + _alpha_problems("alpha", value),
     "token_rows": lambda _key, value: _token_problems(value),
 }
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from veneer.errors import ConfigError, gathered
+from veneer.errors import AdapterStateError, ConfigError, gathered
 from veneer.lora.config import ALL_LINEAR, LoraConfig
-from veneer.lora.init import INITS
+from veneer.lora.init import INITS, odd_rank
 from veneer.lora.kinds import OPAQUE, Kind, kind_of, own_matrices
 from veneer.lora.plan import Target
 from veneer.lora.selectors import Pattern, Selector, nearest
@@ -71,6 +72,21 @@ def require_types(model: object, config: object, train_also: object) -> None:
         raise ConfigError(gathered("cannot plan an adapter:", problems))
 
 
+def require_bare(model: nn.Module) -> None:
+    """Raise an `AdapterStateError` where an adapter would not work as the model is, or where this is called."""
+    if "_orig_mod" in model._modules:
+        raise AdapterStateError("the model is compiled already; adapt it first and compile it then")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise AdapterStateError(
+            f"the model is in {type(model).__name__}, which would not pass the adapter's gradients on; adapt the "
+            "model first and wrap it then"
+        )
+    if torch.is_inference_mode_enabled():
+        raise AdapterStateError(
+            "within torch.inference_mode nothing can be adapted that is used outside; leave it first"
+        )
+
+
 def target_problems(
     selector: Selector,
     term_of: Mapping[str, str],
@@ -132,8 +148,8 @@ def idle_patterns(config: LoraConfig, targets: Sequence[Target]) -> list[str]:
     ]
 
 
-def size_problems(target: Target, *, any_rank: bool) -> list[str]:
-    """Return a line where a rank is too high for a layer, or its slices do not divide it."""
+def size_problems(target: Target, init: str, *, any_rank: bool) -> list[str]:
+    """Return a line where a rank does not go with a layer or with the start that is to be drawn."""
     out = target.out_features
     if target.slices is not None:
         if target.kind != "linear" or out % len(target.slices):
@@ -142,7 +158,11 @@ def size_problems(target: Target, *, any_rank: bool) -> list[str]:
                 "outputs; only a linear layer whose outputs they divide can be fused"
             ]
         out //= len(target.slices)
-    if any_rank or target.r <= (limit := min(target.in_features, out)):
+    if any_rank:  # of what exists already
+        return []
+    if odd := odd_rank(init, target.r):
+        return [f"{target.name!r}: {odd}"]
+    if target.r <= (limit := min(target.in_features, out)):
         return []
     size = f"at most {limit} for a layer of {target.in_features} x {out}"
     return [f"r={target.r} is larger than {target.name!r} allows: {size}; lower r or exclude the layer"]

@@ -45,10 +45,11 @@ def add_delta(
     B: Float[Tensor, "*stack out r"],
     scaling: float | Float[Tensor, ""],
 ) -> Float[Tensor, "*stack out in"]:
-    """Return W0 + s B A, summed in the dtype of A and B, not rounded to the dtype of the weight."""
+    """Return W0 + s B A, summed in the wider of its dtypes and not rounded to that of the weight."""
     add_product = torch.addmm if A.ndim == 2 else torch.baddbmm  # the sum rides on the product: one pass over W0
+    dtype = torch.promote_types(weight.dtype, A.dtype)
     with exactly(A.device):
-        total: Tensor = add_product(weight.to(A.dtype), B * scaling, A)
+        total: Tensor = add_product(weight.to(dtype), B.to(dtype) * scaling, A.to(dtype))
     return total
 
 
@@ -111,14 +112,19 @@ def dora_weight(
     scaling: float | Float[Tensor, ""],
     magnitude: Float[Tensor, "*stack out"],
 ) -> Float[Tensor, "*stack out in"]:
-    """Return m (W0 + s B A) / |W0 + s B A|, in the dtype of A and B."""
+    """Return m (W0 + s B A) / |W0 + s B A|, in the wider of its dtypes."""
     return add_delta(weight, A, B, scaling) * row_stretch(weight, A, B, scaling, magnitude).unsqueeze(-1)
 
 
 def exactly(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which autocast rounds nothing: weights are summed in the dtype of A and B."""
-    kind = "cpu" if device.type == "meta" else device.type
+    """Return a context in which autocast rounds nothing: weights are summed in the dtype they have."""
+    kind = autocast_kind(device)
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def autocast_kind(device: torch.device) -> str:
+    """Return for which kind of device autocast has a say: on the meta device, of which it knows nothing, the CPU's."""
+    return "cpu" if device.type == "meta" else device.type
 
 
 def trained_dtype(weight: Tensor) -> torch.dtype:

@@ -151,11 +151,16 @@ def start(
     return INITS[init_name].make(weight, r, scaling, generator)
 
 
+def odd_rank(init_name: str, r: int) -> str:
+    """Return why an initialisation cannot have this rank, whatever the layer, or ""."""
+    is_odd = init_name == "orthogonal" and r % 2
+    return f"r is {r}; 'orthogonal' splits it in two halves, so it must be even" if is_odd else ""
+
+
 def start_problems(init_name: str, weight: Float[Tensor, "*stack out in"], r: int) -> list[str]:
     """Return why an initialisation cannot start a layer of this weight and rank; empty where it can."""
-    found = []
-    if init_name == "orthogonal" and r % 2:
-        found.append(f"r is {r}; 'orthogonal' splits it in two halves, so it must be even")
+    odd = odd_rank(init_name, r)
+    found = [odd] if odd else []
     if not INITS[init_name].needs_weight:
         return found
     smaller_side = min(weight.shape[-2:])

@@ -116,7 +116,7 @@ def install(model: nn.Module, the_plan: Plan, modules: Mapping[str, AdaptedLayer
         parameter.requires_grad_(False)
     for name in the_plan.trained_modules:
         for parameter in model.get_submodule(name).parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     for name in the_plan.trained_biases:
         model.get_parameter(name).requires_grad_(True)
     for norm in norms.values():
@@ -157,6 +157,7 @@ def merge(model: nn.Module, *, quantized: Callable[[nn.Linear], nn.Module] | Non
             `quantized` is not given. Nothing has changed then.
     """
     root, record = adapted_root(model)
+    _places_of(root, record.originals)
     slots, adapted = adapted_slots(root), adapted_modules(root)
     successors: dict[nn.Module, nn.Module] = {module: module.base for module in adapted.values()}
     opaque = {name: slot for name, slot in slots.items() if isinstance(slot.kind, OpaqueKind)}
@@ -202,6 +203,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
         AdapterStateError: the model is not adapted.
     """
     root, record = adapted_root(model)
+    _places_of(root, record.originals)
     with _suspended(root, record):
         trained = exchange(root, {name: tensor.clone() for name, tensor in record.originals.items()})
         try:

@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from veneer.lora.delta import add_delta_output, exactly
+from veneer.lora.delta import add_delta_output, autocast_kind, exactly
 from veneer.lora.state import KindName
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -86,8 +86,9 @@ class Kind(ABC):
 
     def cast(self, x: Tensor) -> Tensor:
         """Return x in autocast's dtype, once, where the base and the update would each cast it."""
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # which autocast leaves alone
-            return _cast_once(x, torch.get_autocast_dtype(x.device.type))
+        kind = autocast_kind(x.device)
+        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # which autocast leaves alone
+            return _cast_once(x, torch.get_autocast_dtype(kind))
         return x
 
 
@@ -247,9 +248,10 @@ def _cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return x in `dtype`, the same tensor for all layers that read this x, as query, key and value do.
 
     Each would otherwise cast x, keep its own copy for the backward pass and send back a gradient of its own. The first
-    one's is found again for as long as a graph keeps it.
+    one's is found again for as long as a graph keeps it. A tensor that no operation made is cast each time: whoever
+    holds it may write to it unseen, through `.data` or the memory of an array.
     """
-    if x.dtype == dtype or x.is_inference() or torch.compiler.is_compiling():
+    if x.dtype == dtype or x.grad_fn is None or torch.compiler.is_compiling():
         return x.to(dtype)
     version, kept = _CASTS.get(x, (None, None))  # type: ignore[no-untyped-call]
     found = kept() if version == x._version else None
@@ -314,4 +316,9 @@ def _is_plain_linear(module: nn.Module) -> bool:
 
 def _is_float_parameter(module: nn.Module) -> bool:
     weight = module._parameters.get("weight")
-    return weight is not None and weight.is_floating_point() and weight.dtype.itemsize > 1
+    return weight is not None and is_wide_float(weight)
+
+
+def is_wide_float(tensor: Tensor) -> bool:
+    """Return whether the values are floating-point numbers as they stand, not codes of eight bits that want a scale."""
+    return tensor.is_floating_point() and tensor.dtype.itemsize > 1

@@ -5,7 +5,9 @@ What they have not themselves, they take from the base, so a model that asks a l
 `padding_idx` gets an answer. A forward pass changes nothing. There is no merged state: see `inject.py` for merging.
 """
 
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +104,10 @@ class AdaptedLayer(AdaptedModule):
         yield "", Slot(self.base, self.kind, self.update)
 
 
+_ONE_AT_A_TIME = threading.RLock()
+"""`functional_call` puts tensors into a module and takes them out again: two threads would take out each other's."""
+
+
 class AdaptedParameters(AdaptedModule):
     """A module that computes with parameters of its own, such as stacked experts, and the updates of some of them.
 
@@ -126,12 +132,14 @@ class AdaptedParameters(AdaptedModule):
         updates = vars(self).get("_modules", {}).get("updates")  # modules too are looked up by this method
         if updates is None or name not in updates._modules:
             return super().__getattr__(name)
-        return dict(self.slots())[name].merged_weight()
+        with nullcontext() if torch.compiler.is_compiling() else _ONE_AT_A_TIME:
+            return dict(self.slots())[name].merged_weight()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the base's own signature
         """Map what the base maps."""
-        weights = {slot.kind.weight_name: slot.merged_weight() for _, slot in self.slots()}
-        return torch.func.functional_call(self.base, weights, args, kwargs)
+        with nullcontext() if torch.compiler.is_compiling() else _ONE_AT_A_TIME:
+            weights = {slot.kind.weight_name: slot.merged_weight() for _, slot in self.slots()}
+            return torch.func.functional_call(self.base, weights, args, kwargs)
 
     def slots(self) -> Iterator[tuple[str, Slot]]:
         """Yield (name of a parameter, the parameter and its update)."""

@@ -58,6 +58,11 @@ class Selector:
         return [term for term in self.terms if term not in present]
 
 
+def compiled_key(key: str) -> re.Pattern[str]:
+    """Return a pattern's key as it is matched, for a full name or for its end after a `.`."""
+    return re.compile(rf"(?:.*\.)?(?:{key})")
+
+
 class Pattern:
     """A compiled mapping from names to values, such as `rank_pattern`.
 
@@ -73,7 +78,7 @@ class Pattern:
             is_whole = key.startswith("^")
             text = key[is_whole:]
             if not PLAIN_KEY.fullmatch(text):
-                self._regexes.append((position, re.compile(rf"(?:.*\.)?(?:{key})"), value))
+                self._regexes.append((position, compiled_key(key), value))
                 continue
             letters = _LETTER.findall(text)
             dots = tuple(place for place, letter in enumerate(letters) if letter == ".")

@@ -9,14 +9,21 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from veneer.errors import AdapterStateError, TargetError, gathered
 from veneer.lora.config import ALL_LINEAR, LoraConfig
-from veneer.lora.conflicts import UNTIE, conflict, idle_patterns, require_types, size_problems, target_problems
-from veneer.lora.kinds import EMBEDDING, OPAQUE, Kind, ParameterKind, kind_of, obstacle, own_matrices
+from veneer.lora.conflicts import (
+    UNTIE,
+    conflict,
+    idle_patterns,
+    require_bare,
+    require_types,
+    size_problems,
+    target_problems,
+)
+from veneer.lora.kinds import EMBEDDING, OPAQUE, Kind, ParameterKind, is_wide_float, kind_of, obstacle, own_matrices
 from veneer.lora.plan import Plan, Target
 from veneer.lora.selectors import Inside, Selector, exact_terms, nearest
 from veneer.lora.state import fitted
@@ -47,12 +54,7 @@ def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = (), *
         TargetError: a selector matches nothing, or matches what cannot be adapted; every problem is named.
     """
     require_types(model, config, train_also)
-    if "_orig_mod" in model._modules:
-        raise AdapterStateError("the model is compiled already; adapt it first and compile it then")
-    if torch.is_inference_mode_enabled():
-        raise AdapterStateError(
-            "within torch.inference_mode nothing can be adapted that is used outside; leave it first"
-        )
+    require_bare(model)
     survey = _Survey(model, config, train_also, any_rank=any_rank)
     chosen = survey.choose()
     targets = survey.targets(chosen)
@@ -65,10 +67,9 @@ def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = (), *
     if problems:
         raise TargetError(gathered(f"cannot adapt {type(model).__name__}:", problems))
     biases = survey.biases(owners)
-    counts = {
-        id(p): p.numel() for name in survey.trained for p in survey.modules[name].parameters() if p.is_floating_point()
-    }
-    counts |= {id(p): p.numel() for name, p in biases.items()}
+    inside = (p for name in survey.trained for p in survey.modules[name].parameters())
+    trained = [p for p in inside if p.is_floating_point() or p.is_complex()]
+    counts = {id(p): p.numel() for p in (*trained, *biases.values())}
     row_count = sum(len(ids) * EMBEDDING.sizes(survey.modules[name])[1] for name, ids in rows.items())
     return Plan(
         config=survey.resolved(targets, parameters, rows),
@@ -167,7 +168,7 @@ class _Survey:
             kind = self.kinds[name]
             assert kind is not None
             target = self._sized(name, kind, self.modules[name], tied_to)
-            self.problems += size_problems(target, any_rank=self.any_rank)
+            self.problems += size_problems(target, self.config.init, any_rank=self.any_rank)
             if tied_to and (reason := self._twin_obstacle(target)):
                 self.problems.append(f"{first!r} shares its weight with {name!r}, and {reason}; {UNTIE}")
             found.append(target)
@@ -185,9 +186,7 @@ class _Survey:
         """
         if not self.config.parameters:
             return []
-        present = {
-            name: p for name, p in parameters_of(self.modules).items() if p.ndim in (2, 3) and p.is_floating_point()
-        }
+        present = {name: p for name, p in parameters_of(self.modules).items() if p.ndim in (2, 3) and is_wide_float(p)}
         selector = Selector(self.config.parameters, whole=present)
         self.problems += [
             f"parameters {term!r} matches no floating-point parameter of two or three dimensions"
@@ -215,7 +214,7 @@ class _Survey:
                 continue
             experts = parameter.shape[0] if parameter.ndim == 3 else None
             target = self._sized(name, kind, self.modules[module], None, experts=experts)
-            self.problems += size_problems(target, any_rank=self.any_rank)
+            self.problems += size_problems(target, self.config.init, any_rank=self.any_rank)
             found.append(target)
         return found
 

@@ -62,8 +62,9 @@ class Update(nn.Module, ABC):
         return {"factor": self.scaling * self.strength}
 
     def _place_constants(self, like: Tensor) -> None:
-        for name, value in self._constants().items():
-            vars(self)[name] = torch.scalar_tensor(value, device=like.device, dtype=trained_dtype(like))
+        with torch.inference_mode(False):  # one made within could not be filled outside
+            for name, value in self._constants().items():
+                vars(self)[name] = torch.scalar_tensor(value, device=like.device, dtype=trained_dtype(like))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow `.to(...)`; the constants are made anew, so that no cast rounds them."""
@@ -259,13 +260,15 @@ class RowsUpdate(Update):
 
     def matrix(self, kind: Kind, base: nn.Module) -> Float[Tensor, "out in"]:
         """Return the weight with the rows in their places."""
-        weight = kind.matrix(base).to(self.rows.dtype)
+        weight = kind.matrix(base)
+        dtype = torch.promote_types(weight.dtype, self.rows.dtype)
+        weight, rows = weight.to(dtype), self.rows.to(dtype)
         replaced = (
-            weight.index_copy(1, self.get_buffer("ids"), self.rows.t())
+            weight.index_copy(1, self.get_buffer("ids"), rows.t())
             if isinstance(kind, EmbeddingKind)
-            else weight.index_copy(0, self.get_buffer("ids"), self.rows)
+            else weight.index_copy(0, self.get_buffer("ids"), rows)
         )
-        return torch.lerp(weight, replaced, self.factor)
+        return torch.lerp(weight, replaced, self.factor.to(dtype))
 
 
 def scattered(B: Float[Tensor, "packed r"], slices: Sequence[bool]) -> Float[Tensor, "out ranks"]:
@@ -278,9 +281,11 @@ def scattered(B: Float[Tensor, "packed r"], slices: Sequence[bool]) -> Float[Ten
     Returns:
         (out, m r).
     """
-    blocks: Tensor = torch.block_diag(*B.chunk(sum(slices)))  # type: ignore[no-untyped-call]
-    rows = block_rows(slices, B.shape[0] // sum(slices), B.device)
-    return blocks.new_zeros(len(slices) * (B.shape[0] // sum(slices)), blocks.shape[1]).index_copy(0, rows, blocks)
+    blocks, r = B.chunk(sum(slices)), B.shape[1]
+    ranks = r * len(blocks)
+    padded = iter([functional.pad(block, (k * r, ranks - (k + 1) * r)) for k, block in enumerate(blocks)])
+    empty = B.new_zeros(blocks[0].shape[0], ranks)
+    return torch.cat([next(padded) if is_adapted else empty for is_adapted in slices])
 
 
 def gathered_blocks(B: Float[Tensor, "out ranks"], slices: Sequence[bool]) -> Float[Tensor, "packed r"]:
@@ -295,8 +300,3 @@ def is_scattered(B: Float[Tensor, "out ranks"], slices: Sequence[bool]) -> bool:
     if B.shape[0] % len(slices) or B.shape[1] % sum(slices):
         return False
     return torch.equal(scattered(gathered_blocks(B, slices), slices), B)
-
-
-def block_rows(slices: Sequence[bool], height: int, device: torch.device) -> Int[Tensor, " packed"]:
-    """Return the rows of the adapted slices, each `height` rows high."""
-    return torch.tensor(slices, device=device).repeat_interleave(height).nonzero().squeeze(1)

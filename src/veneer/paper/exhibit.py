@@ -241,7 +241,6 @@ class Exhibit:
         A sweep's own run is one of them already, whichever rate is chosen.
         """
 
-
         def at_any_rate(config: RunConfig) -> Path:
             return grid.places(replace(config, learning_rate=None))[0]
 

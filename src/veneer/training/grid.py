@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from veneer.errors import ConfigError
+from veneer.errors import ConfigError, VeneerError
 from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
 from veneer.training.compare import PROCESS_NAME, Watcher, run_in_process
 from veneer.training.config import Precision, RunConfig, resolve_precision
@@ -164,7 +164,10 @@ class Grid:
 
     def _run(self, config: RunConfig, watcher: Watcher, runner: Runner, workers: int) -> RunRecord:
         config = replace(config, precision=resolve_precision(config.precision))  # the runner's machine may have others
-        results = runner(config, watcher, workers)
+        try:
+            results = runner(config, watcher, workers)
+        except VeneerError as error:
+            raise type(error)(f"{self.place(config).name}: {error}") from None
         if (other := self.find(config)) is not None:  # of another process that fills the same grid
             return other
         with new_folder(self.place(config)) as partial:
