@@ -187,7 +187,7 @@ def _fill(
 ) -> None:
     """Do the missing runs while time is left."""
     from veneer.data.glue import TASKS, task_files
-    from veneer.training.grid import Grid, run_here
+    from veneer.training.grid import Grid, end_here, run_here
     from veneer.training.ray_runs import ray_runner
 
     grid = Grid(folder=folder)
@@ -204,8 +204,8 @@ def _fill(
             for _ in grid.fill(lambda: wanted(grid), bars, seconds=left()):
                 pass
         return
-    with nullcontext(run_here) if ray is None else ray_runner(ray) as runner:
-        for _ in grid.fill(lambda: wanted(grid), RunLines(), runner=runner, workers=workers, seconds=left()):
+    with nullcontext((run_here, end_here)) if ray is None else ray_runner(ray) as (runner, end):
+        for _ in grid.fill(lambda: wanted(grid), RunLines(), runner=runner, end=end, workers=workers, seconds=left()):
             pass
 
 

@@ -39,6 +39,13 @@ def run_here(config: RunConfig, watcher: Watcher, workers: int) -> Results:
     return results_of(config, watcher, threads=max(1, torch.get_num_threads() // workers))
 
 
+def end_here() -> None:
+    """End the runs that are under way on this machine."""
+    for process in multiprocessing.active_children():
+        if process.name == PROCESS_NAME:
+            process.terminate()
+
+
 def results_of(config: RunConfig, watcher: Watcher, *, threads: int) -> Results:
     """Do one run in a process of its own and return its results; its weights are not kept.
 
@@ -124,6 +131,7 @@ class Grid:
         watcher: Watcher,
         *,
         runner: Runner = run_here,
+        end: Callable[[], None] = end_here,
         workers: int = 1,
         seconds: float | None = None,
     ) -> Iterator[RunRecord]:
@@ -134,17 +142,18 @@ class Grid:
                 done are skipped.
             watcher: is told of everything.
             runner: does each of them.
+            end: ends the runs that the runner has under way, and may be called again.
             workers: how many run at once.
             seconds: no run is begun after so many; None does all.
 
         Raises:
             VeneerError: a run cannot be done. Those that were finished stay; those under way are finished first.
-            KeyboardInterrupt: as it came. Runs under way here are ended, and leave nothing.
+            KeyboardInterrupt: as it came. Runs under way are ended, and leave nothing.
         """
         started = time.monotonic()
         begun: set[Path] = set()
         running: set[Future[RunRecord]] = set()
-        with ThreadPoolExecutor(workers) as pool, _ended_on_interrupt(running):
+        with ThreadPoolExecutor(workers) as pool, _ended_on_interrupt(running, end):
             while True:
                 while len(running) < workers and (seconds is None or time.monotonic() - started < seconds):
                     waiting = [config for config in self.missing(wanted()) if self.place(config) not in begun]
@@ -176,14 +185,12 @@ class Grid:
 
 
 @contextmanager
-def _ended_on_interrupt(running: set[Future[RunRecord]]) -> Iterator[None]:
-    """End the processes of these runs where the block is interrupted, of those too that are only about to begin."""
+def _ended_on_interrupt(running: set[Future[RunRecord]], end: Callable[[], None]) -> Iterator[None]:
+    """End these runs where the block is interrupted, those too that are only about to begin."""
     try:
         yield
     except (KeyboardInterrupt, GeneratorExit):
         while running:
-            for process in multiprocessing.active_children():
-                if process.name == PROCESS_NAME:
-                    process.terminate()
+            end()
             running -= wait(running, timeout=0.2).done
         raise

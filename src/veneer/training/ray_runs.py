@@ -6,8 +6,9 @@ alone. A run takes processors and no GPU.
 """
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from veneer.errors import ConfigError, VeneerError
 from veneer.results import Results, RunRecord
@@ -22,8 +23,10 @@ ANSWER_SECONDS = 5.0
 
 
 @contextmanager
-def ray_runner(address: str) -> Iterator[Runner]:
-    """Give what does a run on the cluster at `address`, where `workers` runs share the processors of all nodes.
+def ray_runner(address: str) -> Iterator[tuple[Runner, Callable[[], None]]]:
+    """Give what does a run on the cluster at `address`, and what ends those under way, as `Grid.fill` takes them.
+
+    There `workers` runs share the processors of all nodes.
 
     Args:
         address: "host:port" of the cluster's head, or "auto" for the cluster of this machine.
@@ -44,21 +47,30 @@ def ray_runner(address: str) -> Iterator[Runner]:
         advice = "give host:port of its head, or auto on one of its machines; `ray start --head` starts one"
         raise ConfigError(f"no Ray cluster can be used at {address!r}: {error}; {advice}") from None
     remote = ray.remote(max_retries=0)(_outcome)
+    pending: set[Any] = set()
 
     def run_there(config: RunConfig, watcher: Watcher, workers: int) -> Results:
         sizes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         threads = max(1, min(min(filter(None, sizes), default=1), sum(sizes) // workers))
+        reference = remote.options(num_cpus=threads).remote(config, threads)
+        pending.add(reference)
         try:
-            outcome: Results | VeneerError | OSError = ray.get(remote.options(num_cpus=threads).remote(config, threads))
+            outcome: Results | VeneerError | OSError = ray.get(reference)
         except ray.exceptions.RayError as error:
             name = run_name(config.method, config.seed)
             raise VeneerError(f"the run {name} ended without a result on the Ray cluster: {error}") from None
+        finally:
+            pending.discard(reference)
         if isinstance(outcome, VeneerError | OSError):
             raise outcome
         return outcome
 
+    def end() -> None:
+        for reference in list(pending):
+            ray.cancel(reference)  # which interrupts the run, and it cleans up after itself
+
     try:
-        yield run_there
+        yield run_there, end
     finally:
         ray.shutdown()
 
