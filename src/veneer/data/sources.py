@@ -117,7 +117,7 @@ def load_splits(request: DataRequest, notify: Notify | None = None) -> Splits:
     parts = _read_parts(request, notify, wanted=SPLITS, trained_on=True)
     if "train" not in parts:
         needed = f"train file (train{', train'.join(FILE_ENDINGS)})" if Path(request.data).is_dir() else "train split"
-        raise DataError(f"{request.data} holds no {needed}, only {', '.join(parts) or 'none of another name either'}")
+        raise DataError(f"{request.data} holds no {needed}" + (f", only {', '.join(parts)}" if parts else ""))
     return make_splits(
         parts["train"],
         validation=parts.get("validation"),
