@@ -8,7 +8,7 @@ import pytest
 
 from tests.report.records import record, results
 from veneer.methods.table import METHODS, find_method
-from veneer.paper.rates import SEED, chosen_rate, rate_at, sweep_of, tuned_runs
+from veneer.paper.rates import SEED, Swept, chosen_rate, rate_at, rates_table, sweep_of, tuned_runs
 from veneer.results import Scores, write_results
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -111,6 +111,17 @@ def test_a_rate_that_collapses_is_chosen_only_where_all_do(grid):
     for place, config in enumerate(runs(grid)):
         keep(grid, config, validation=(0.60, 0.64, 0.68)[place], collapsed=place == 2)
     assert chosen_rate(grid, TASK, METHOD) == runs(grid)[1].peak_learning_rate()
+
+
+def test_the_table_shows_what_was_tried_with_its_noise_and_what_was_chosen(grid):
+    for place, config in enumerate(runs(grid)):
+        keep(grid, config, validation=(0.5, 0.8, 0.6)[place], collapsed=place == 0)
+    parts = [Swept(task=TASK, method=method, label=method) for method in (METHOD, "houlsby")]
+    (row,) = rates_table(grid, "rates", parts).rows  # nothing was tried of the other
+    low, own, high = (f"{config.peak_learning_rate():g}" for config in runs(grid))
+    told = f"{low}: 0.500 (collapsed), {own}: 0.800, {high}: 0.600"
+    num_rows = grid.find(runs(grid)[1]).validation.num_examples
+    assert row == (TASK, METHOD, told, f"{2 * math.sqrt(0.8 * 0.2 / num_rows):.3f}", own, own)
 
 
 def test_no_rate_reaches_one(grid):

@@ -14,7 +14,7 @@ from typing import Any
 from veneer.methods.table import find_method
 from veneer.paper.exhibit import Cell, Table
 from veneer.paper.protocol import MODEL, ForeseenGrid, run_of
-from veneer.paper.tabulation import found, own_score_on_validation
+from veneer.paper.tabulation import found, noise_on_validation, own_score_on_validation
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -148,6 +148,7 @@ def rates_table(grid: Grid, name: str, parts: Sequence[Swept]) -> Table:
                 part.task if model == MODEL else f"{part.task} with {model}",
                 part.label,
                 ", ".join(told),
+                f"{noise_on_validation(best(done)):.3f}",
                 None if chosen is None else f"{chosen:g}" + ", at an edge" * is_edge,
                 f"{find_method(part.method).learning_rate:g}",
             )
@@ -155,11 +156,13 @@ def rates_table(grid: Grid, name: str, parts: Sequence[Swept]) -> Table:
     return Table(
         name=name,
         title="The learning rates that were tried",
-        columns=("Task", "Method", "Rate: score on validation", "Chosen", "The method's own"),
+        columns=("Task", "Method", "Rate: score on validation", "Noise", "Chosen", "The method's own"),
         rows=tuple(rows),
         notes=(
             "One seed a rate; a step beyond the edge as long as the best lies there, up to a rate of 1; half a step to "
             "either side of a best one between two that collapsed. The best on validation rows is used for all seeds, "
             "among equals the one of least validation loss; one that collapsed only where all did.",
+            "Noise: two standard errors of the best score, by which other validation rows would move it; among rates that "
+            "differ by less, chance may have chosen.",
         ),
     )

@@ -68,7 +68,15 @@ def guess(record: RunRecord) -> float:
 
 def noise(record: RunRecord, reached: float) -> float:
     """Return by how much other rows, as many as these, would move such a score: two standard errors."""
-    scores = scores_on_test(record)
+    return _noise(record, scores_on_test(record), reached)
+
+
+def noise_on_validation(record: RunRecord) -> float:
+    """Return the same of its own score on the rows that chose the epoch."""
+    return _noise(record, record.validation, own_score_on_validation(record))
+
+
+def _noise(record: RunRecord, scores: AnyScores, reached: float) -> float:
     metric, _ = judged_by(record.data, scores)
     return 2 * metric.standard_error(reached, scores.num_examples)
 
