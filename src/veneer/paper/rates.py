@@ -162,7 +162,7 @@ def rates_table(grid: Grid, name: str, parts: Sequence[Swept]) -> Table:
             "One seed a rate; a step beyond the edge as long as the best lies there, up to a rate of 1; half a step to "
             "either side of a best one between two that collapsed. The best on validation rows is used for all seeds, "
             "among equals the one of least validation loss; one that collapsed only where all did.",
-            "Noise: two standard errors of the best score, by which other validation rows would move it; among rates that "
-            "differ by less, chance may have chosen.",
+            "Noise: two standard errors of the best score, by which other validation rows would move it; among rates "
+            "that differ by less, chance may have chosen.",
         ),
     )
