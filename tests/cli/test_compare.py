@@ -98,7 +98,19 @@ def test_resume_does_again_what_was_run_with_other_settings(arguments, folder):
     for name in RUNS:
         if name != "head-seed0":
             shutil.rmtree(folder / name)
-    worked(*arguments, "--out", folder, "--resume", "--methods", "head", "--seeds", 1, "--precision", "bfloat16")
+    worked(
+        *arguments,
+        "--out",
+        folder,
+        "--resume",
+        "--overwrite",
+        "--methods",
+        "head",
+        "--seeds",
+        1,
+        "--precision",
+        "bfloat16",
+    )
     assert (folder / "head-seed0" / "results.json").stat().st_mtime_ns != before["head-seed0"]
     [record] = results_of(folder)["records"]
     assert record["config"]["precision"] == "bfloat16"
