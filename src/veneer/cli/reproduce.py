@@ -109,8 +109,10 @@ def reproduce(
             configs = [config for exhibit in with_runs for config in exhibit.wanted(grid)]
             return by_seed([_with_glue(config, glue) for config in configs])
 
-        later = {config for exhibit in with_runs for config in exhibit.following(Grid(folder=runs))}
-        _fill(runs, wanted, len(later), workers, ray, left)
+        def following(grid: Grid) -> "set[RunConfig]":
+            return {config for exhibit in with_runs for config in exhibit.following(grid)}
+
+        _fill(runs, wanted, following, workers, ray, left)
         _measure([exhibit.name for exhibit in chosen], out, Grid(folder=runs), quick, left)
     sheets = all_sheets(runs, measured)
     page = write_paper(sheets, out)
@@ -180,7 +182,7 @@ def _with_glue(config: "RunConfig", folder: str | None) -> "RunConfig":
 def _fill(
     folder: Path,
     wanted: "Callable[[Grid], list[RunConfig]]",
-    num_later: int,
+    following: "Callable[[Grid], set[RunConfig]]",
     workers: int,
     ray: str | None,
     left: "Callable[[], float | None]",
@@ -194,7 +196,8 @@ def _fill(
     missing = grid.missing(wanted(grid))
     if not missing:
         return
-    more = f", and {num_later} more once rates are chosen" if num_later else ""
+    later = following(grid)
+    more = f", and {len(later)} more once rates are chosen" if later else ""
     note(f"{len(missing)} runs are missing{more}")
     for config in {config.data: config for config in missing}.values():
         if config.data in TASKS:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from veneer.data.splits import Examples, Splits
+from veneer.data.splits import SPLITS, Examples, Splits
 from veneer.data.wheels import Member, Wheel
 
 WHEEL = Wheel(
@@ -54,7 +54,7 @@ def read_splits(folder: Path) -> Splits:
             pairs=None,
             labels=tuple(table.loc[sides == side, "category"]),
         )
-        for side in ("train", "validation", "test")
+        for side in SPLITS
     }
     films = {side: table.loc[sides == side, "movie_name"].nunique() for side in parts}
     counts = ", ".join(f"{side} {len(part):,} sentences of {films[side]} films" for side, part in parts.items())

@@ -12,12 +12,11 @@ from pathlib import Path
 
 from veneer.data import glue, rotten_tomatoes, trec
 from veneer.data.models import MODELS
-from veneer.data.splits import Examples, Splits, Task, make_splits
+from veneer.data.splits import SPLITS, Examples, Splits, Task, make_splits
 from veneer.data.tables import FILE_ENDINGS, read_examples
 from veneer.data.wheels import Wheel, fetch_members
 from veneer.errors import DataError, DownloadError, UnknownNameError, first_line, gathered, unknown_name
 
-SPLITS = ("train", "validation", "test")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 Notify = Callable[[str], None]

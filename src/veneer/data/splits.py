@@ -18,6 +18,9 @@ from veneer.errors import ConfigError, DataError, gathered
 Task = Literal["classification", "regression"]
 """Whether a row's answer is a class or a number."""
 
+SPLITS = ("train", "validation", "test")
+"""The names of the parts that rows are divided into."""
+
 _FEWEST_ROWS = 10  # below this a held-out tenth would be less than one row
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 _Pieces = list[list[int]]  # the 0-based rows of each text: a text's rows are never torn apart

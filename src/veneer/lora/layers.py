@@ -7,7 +7,7 @@ What they have not themselves, they take from the base, so a model that asks a l
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,11 @@ _ONE_AT_A_TIME = threading.RLock()
 """`functional_call` puts tensors into a module and takes them out again: two threads would take out each other's."""
 
 
+def _alone() -> AbstractContextManager[object]:
+    """Return a context that one thread is in at a time; none where a compiler traces what is in it."""
+    return nullcontext() if torch.compiler.is_compiling() else _ONE_AT_A_TIME
+
+
 class AdaptedParameters(AdaptedModule):
     """A module that computes with parameters of its own, such as stacked experts, and the updates of some of them.
 
@@ -132,12 +137,12 @@ class AdaptedParameters(AdaptedModule):
         updates = vars(self).get("_modules", {}).get("updates")  # modules too are looked up by this method
         if updates is None or name not in updates._modules:
             return super().__getattr__(name)
-        with nullcontext() if torch.compiler.is_compiling() else _ONE_AT_A_TIME:
+        with _alone():
             return dict(self.slots())[name].merged_weight()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the base's own signature
         """Map what the base maps."""
-        with nullcontext() if torch.compiler.is_compiling() else _ONE_AT_A_TIME:
+        with _alone():
             weights = {slot.kind.weight_name: slot.merged_weight() for _, slot in self.slots()}
             return torch.func.functional_call(self.base, weights, args, kwargs)
 

@@ -89,14 +89,15 @@ def compare(
     for config in {config.method: config for config in configs}.values():
         _require_fit(config, watcher)
     earlier = [] if resume else own_runs(folder)
-    digest = rows_sha256(prepare_data(configs[0], watcher.notify)) if resume else ""
-    if resume and not overwrite:
-        _require_alike(configs, folder, digest)
+    kept: dict[str, RunRecord] = {}
+    if resume:
+        digest = rows_sha256(prepare_data(configs[0], watcher.notify))
+        kept = _kept(configs, folder, digest, overwrite=overwrite)
     results = Results(machine=describe_machine(), versions=describe_versions(), notes=list(notes))
     with made_folder(folder):
         for number, config in enumerate(configs, start=1):
             name = run_name(config.method, config.seed)
-            record = _finished(folder / name, config, digest) if resume else None
+            record = kept.get(name)
             if record is None:
                 watcher.run_started(config, number, len(configs))
                 record = run_in_process(config, folder / name, watcher, overwrite=overwrite)
@@ -126,19 +127,6 @@ def _require_fit(config: RunConfig, watcher: Watcher) -> None:
         describe_plan(config.model, config.settings(), notify=watcher.notify)
 
 
-def _finished(folder: Path, config: RunConfig, digest: str) -> RunRecord | None:
-    """Return the record of a complete run with the same configuration and rows, if `folder` holds one."""
-    record = _complete(folder)
-    return record if record is not None and not _differences(record, config, digest) else None
-
-
-def _complete(folder: Path) -> RunRecord | None:
-    if not (folder / RESULTS_FILE).is_file():
-        return None
-    [record] = read_results(folder).records
-    return record
-
-
 def _differences(record: RunRecord, config: RunConfig, digest: str) -> list[str]:
     """Return in what a record's run differs from the one that `config` defines on rows of this digest."""
     wanted = config.resolved().to_json()
@@ -150,13 +138,21 @@ def _differences(record: RunRecord, config: RunConfig, digest: str) -> list[str]
     return found + ["other rows"] * (record.config.get("rows_sha256") != digest)
 
 
-def _require_alike(configs: Sequence[RunConfig], folder: Path, digest: str) -> None:
-    """Raise an `OutputExistsError` that names each complete run that would have to be done again, and why."""
-    problems = []
+def _kept(configs: Sequence[RunConfig], folder: Path, digest: str, *, overwrite: bool) -> dict[str, RunRecord]:
+    """Return the records of the complete runs that stay, by name.
+
+    Raises:
+        OutputExistsError: complete runs would have to be done again and may not be; each is named, and why.
+    """
+    kept, problems = {}, []
     for config in configs:
         name = run_name(config.method, config.seed)
-        record = _complete(folder / name)
-        if record is not None and (differences := _differences(record, config, digest)):
+        if not (folder / name / RESULTS_FILE).is_file():
+            continue
+        [record] = read_results(folder / name).records
+        if not (differences := _differences(record, config, digest)):
+            kept[name] = record
+        elif not overwrite:
             problems.append(f"{name}: {', '.join(differences)}")
     if problems:
         headline = (
@@ -164,6 +160,7 @@ def _require_alike(configs: Sequence[RunConfig], folder: Path, digest: str) -> N
             "--out, or add --overwrite to do these again:"
         )
         raise OutputExistsError(gathered(headline, problems))
+    return kept
 
 
 def run_in_process(

@@ -30,7 +30,7 @@ from transformers import (
 
 from veneer.data.metrics import in_words, is_collapsed, judged_by, score
 from veneer.data.sources import ModelSource, Notify, find_model, load_splits
-from veneer.data.splits import Splits, sample
+from veneer.data.splits import SPLITS, Splits, sample
 from veneer.errors import ConfigError
 from veneer.methods.table import Counts
 from veneer.results import AnyScores, Results, RunRecord, write_results
@@ -168,7 +168,7 @@ def _train_and_test(
     )
     encoded = {
         name: encode(part, classifier.tokenizer, labels=splits.labels, max_tokens=max_tokens)
-        for name in ("train", "validation", "test")
+        for name in SPLITS
         if (part := getattr(splits, name)) is not None
     }
 
@@ -362,4 +362,4 @@ def note_lines(splits: Splits) -> list[str]:
 
 def sizes(splits: Splits) -> dict[str, int]:
     """Return the number of rows of each split there is."""
-    return {name: len(part) for name in ("train", "validation", "test") if (part := getattr(splits, name)) is not None}
+    return {name: len(part) for name in SPLITS if (part := getattr(splits, name)) is not None}
