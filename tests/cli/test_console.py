@@ -1,5 +1,7 @@
 """The bars: what has been done, of this run and of all."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.report.records import record
@@ -30,3 +32,10 @@ def test_one_run_alone_has_one_bar():
     with progress_bars() as bars:
         bars.run_started(CONFIG, 1, 1)
         assert list(completed(bars)) == ["head, seed 0"]
+
+
+def test_the_bar_of_a_run_that_could_not_be_done_goes_when_the_next_begins():
+    with progress_bars() as bars:
+        bars.run_started(CONFIG, 1, 2)
+        bars.run_started(replace(CONFIG, seed=1), 2, 2)
+        assert list(completed(bars)) == ["all runs", "head, seed 1"]

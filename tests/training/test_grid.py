@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from tests.report.records import record
-from veneer.errors import ConfigError, VeneerError
+from veneer.errors import ConfigError, DataError, DownloadError, VeneerError
 from veneer.results import RESULTS_FILE, Results, write_results
 from veneer.training import config as config_module
 from veneer.training import grid as module
@@ -17,16 +17,19 @@ CONFIGS = [RunConfig(model="minilm", data="trec", method="head", precision="floa
 
 
 class Silent:
-    """Notes which runs began."""
+    """Notes which runs began, and what else was said."""
 
     def __init__(self):
-        self.began = []
+        self.began, self.lines = [], []
 
     def run_started(self, config, number, num_runs):
         self.began.append(config.seed)
 
     def run_ended(self, record):
         pass
+
+    def notify(self, line):
+        self.lines.append(line)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -50,6 +53,41 @@ def test_runs_that_are_there_are_found_and_not_done_again(tmp_path, monkeypatch,
     assert [grid.find(config).seed for config in CONFIGS] == [0, 1, 2]
     for folder in (tmp_path / "runs").iterdir():
         assert [file.name for file in folder.iterdir()] == [RESULTS_FILE]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_runs_that_cannot_be_done_keep_no_other_from_being_done_and_are_named_together(tmp_path, workers):
+    configs = [replace(CONFIGS[0], seed=seed) for seed in range(6)]
+
+    def runner(config, watcher, workers):
+        if config.seed in broken:
+            raise broken[config.seed]("the model is no model")
+        return Results(machine={}, versions={}, records=[replace(record("full"), seed=config.seed)])
+
+    grid, watcher = Grid(folder=tmp_path), Silent()
+    broken = {0: ConfigError, 3: DataError}
+    with pytest.raises(VeneerError, match=r"^2 runs could not be done") as raised:
+        list(grid.fill(lambda: configs, watcher, runner=runner, workers=workers))
+    assert type(raised.value) is VeneerError
+    places = [grid.place(configs[seed]).name for seed in broken]
+    assert all(f"{name}: the model is no model" in str(raised.value) for name in places)
+    assert sorted(watcher.lines) == sorted(f"not done: {name}: the model is no model" for name in places)
+    assert grid.missing(configs) == [configs[0], configs[3]]
+    broken = dict.fromkeys(broken, DownloadError)
+    with pytest.raises(DownloadError):
+        list(grid.fill(lambda: configs, Silent(), runner=runner, workers=workers))
+
+
+def test_a_grid_whose_runs_all_fail_gives_up_after_a_few(tmp_path):
+    configs = [replace(CONFIGS[0], seed=seed) for seed in range(50)]
+
+    def runner(config, watcher, workers):
+        raise DownloadError("no network")
+
+    watcher = Silent()
+    with pytest.raises(DownloadError, match=rf"^{module.MOST_FAILURES} runs could not be done"):
+        list(Grid(folder=tmp_path).fill(lambda: configs, watcher, runner=runner))
+    assert watcher.began == list(range(module.MOST_FAILURES))
 
 
 def test_a_run_that_another_process_did_meanwhile_counts_once(tmp_path):

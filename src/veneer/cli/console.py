@@ -57,6 +57,8 @@ class ProgressBars:
         if num_runs > 1 and self.all_runs is None:
             self.all_runs = self.bars.add_task("all runs", total=num_runs, note="")
         self.num_finished = number - 1
+        if self.current is not None:  # the bar of a run that could not be done
+            self.bars.remove_task(self.current)
         self.current = self.bars.add_task(f"{config.method}, seed {config.seed}", total=None, note="loading")
         if not stderr.is_terminal:
             note(f"[{number}/{num_runs}] {run_label(config)} ...")
@@ -74,6 +76,7 @@ class ProgressBars:
 
         assert self.current is not None
         self.bars.remove_task(self.current)
+        self.current = None
         self.notify(summary_line(record))
 
     def notify(self, line: str) -> None:

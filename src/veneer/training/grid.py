@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from veneer.errors import ConfigError, VeneerError
+from veneer.errors import ConfigError, VeneerError, first_line, gathered
 from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
 from veneer.training.compare import PROCESS_NAME, Watcher, run_in_process
 from veneer.training.config import Precision, RunConfig, resolve_precision
@@ -30,6 +30,8 @@ from veneer.training.output import new_folder
 
 COMPUTED: tuple[Precision, ...] = ("bfloat16", "float32")
 """What a run whose precision is "auto" may have been done in. Where both are there, the first counts on any machine."""
+MOST_FAILURES = 3
+"""Once so many runs could not be done none is begun any more: what is wrong is not one run."""
 Runner = Callable[[RunConfig, Watcher, int], Results]
 """Does one run somewhere else, where so many run at once, and returns its results; raises what a run raises."""
 
@@ -147,15 +149,21 @@ class Grid:
             seconds: no run is begun after so many; None does all.
 
         Raises:
-            VeneerError: a run cannot be done. Those that were finished stay; those under way are finished first.
+            VeneerError: runs could not be done; each is named, at the end, when the others are finished.
             KeyboardInterrupt: as it came. Runs under way are ended, and leave nothing.
         """
         started = time.monotonic()
         begun: set[Path] = set()
+        failures: list[VeneerError] = []
         running: set[Future[RunRecord]] = set()
+
+        def may_begin() -> bool:
+            in_time = seconds is None or time.monotonic() - started < seconds
+            return in_time and len(running) < workers and len(failures) < MOST_FAILURES
+
         with ThreadPoolExecutor(workers) as pool, _ended_on_interrupt(running, end):
             while True:
-                while len(running) < workers and (seconds is None or time.monotonic() - started < seconds):
+                while may_begin():
                     waiting = [config for config in self.missing(wanted()) if self.place(config) not in begun]
                     if not waiting:
                         break
@@ -163,13 +171,20 @@ class Grid:
                     begun.add(self.place(waiting[0]))
                     running.add(pool.submit(self._run, waiting[0], watcher, runner, workers))
                 if not running:
-                    return
+                    break
                 done = wait(running, return_when=FIRST_COMPLETED).done
                 running -= done
                 for future in done:
-                    record = future.result()
+                    try:
+                        record = future.result()
+                    except VeneerError as error:
+                        watcher.notify(f"not done: {first_line(error)}")
+                        failures.append(error)
+                        continue
                     watcher.run_ended(record)
                     yield record
+        if failures:
+            raise _together(failures)
 
     def _run(self, config: RunConfig, watcher: Watcher, runner: Runner, workers: int) -> RunRecord:
         config = replace(config, precision=resolve_precision(config.precision))  # the runner's machine may have others
@@ -182,6 +197,14 @@ class Grid:
         with new_folder(self.place(config)) as partial:
             write_results(partial, results)
         return results.records[0]
+
+
+def _together(failures: Sequence[VeneerError]) -> VeneerError:
+    """Return one error for several runs, of their kind where that is the same."""
+    kind, *others = {type(failure) for failure in failures}
+    headline = f"{len(failures)} runs could not be done; those that were are kept:"
+    message = str(failures[0]) if len(failures) == 1 else gathered(headline, [str(failure) for failure in failures])
+    return (VeneerError if others else kind)(message)
 
 
 @contextmanager
