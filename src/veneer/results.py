@@ -125,22 +125,30 @@ class RunRecord:
     checkpoint: str
     """Where the checkpoint lies, relative to the results file."""
     best_epoch: int
-    """The epoch whose weights were kept: the best `choice` on validation, the earliest among equals. From 1."""
+    """The epoch whose weights were kept: the best `choice` on validation, the earliest among equals. From 1; 0 is the
+    model as it began, where no epoch ended with a finite loss."""
     validation: AnyScores
     test: AnyScores | None
     """None where no test rows were given."""
     collapsed: bool
-    """The kept model gives (nearly) one answer only; see `veneer.data.metrics.is_collapsed`."""
+    """Nothing was learnt: the kept model gives (nearly) one answer only, see `veneer.data.metrics.is_collapsed`, or the
+    training diverged in its first epoch."""
     train_curve: list[dict[str, float]]
     """`{"epoch": ..., "loss": ...}` at regular steps of training."""
     validation_curve: list[dict[str, float]]
-    """`{"epoch": ..., "loss": ...}` and the `figures` of the validation rows after each epoch."""
+    """`{"epoch": ..., "loss": ...}` and the `figures` of the validation rows after each epoch until one diverged."""
     split: dict[str, int]
     """Rows of `train`, `validation` and `test`."""
     config: dict[str, Any]
     """The run's full configuration, enough to run it again."""
     test_curve: list[dict[str, float]] = field(default_factory=list)
     """The same of the test rows, where the configuration asks for it; it chooses nothing."""
+
+    @property
+    def diverged_in(self) -> int | None:
+        """The epoch that ended the training because its loss was no finite number; None where every epoch had one."""
+        epoch = len(self.validation_curve) + 1
+        return epoch if epoch <= self.config["epochs"] else None
 
     @property
     def other_parameters(self) -> int:

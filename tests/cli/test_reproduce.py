@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import pytest
 
 from tests.cli.tiny import veneer, worked
 from veneer.cli.reproduce import parse_seconds
-from veneer.errors import ConfigError
+from veneer.errors import ConfigError, DataError
 from veneer.paper import table_of_contents
 from veneer.paper.exhibit import Contents, Exhibit, Table
 from veneer.paper.tabulation import found, mean
+from veneer.training import grid
 from veneer.training.config import RunConfig
 
 
@@ -71,6 +73,24 @@ def test_missing_runs_are_done_once(scratch, exhibits):
     before = [record.stat().st_mtime_ns for record in records]
     assert "missing" not in worked("reproduce", "small", "--workers", 2).err
     assert [record.stat().st_mtime_ns for record in records] == before
+
+
+def test_where_a_run_cannot_be_done_all_else_is_and_the_failure_is_the_last_word(scratch, exhibits, monkeypatch):
+    done = grid.run_in_process
+
+    def run(config, *args, **options):
+        if config.seed == 0:
+            raise DataError("no such rows")
+        return done(config, *args, **options)
+
+    monkeypatch.setattr(grid, "run_in_process", run)
+    ended = veneer("reproduce", "all")
+    assert ended.code == 2
+    assert "Missing, 1: train, head, seed 0, " in " ".join(ended.out.split())
+    assert "n = 1" in ended.out
+    assert exhibits == [False]
+    assert (scratch / "results/paper/index.html").is_file()
+    assert re.search(r"train-head-seed0-\w+: no such rows\s*$", ended.err)
 
 
 def test_no_run_begins_after_the_budget(scratch, exhibits):

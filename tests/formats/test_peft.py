@@ -951,6 +951,9 @@ def test_a_pattern_is_refused_where_names_are_too_long_for_its_choices():
     assert pattern_problems(settings, longest=50) == []
     (problem,) = pattern_problems(settings, longest=200)
     assert "too often for names of 200 letters; give the layers' full names" in problem
+    plain = {"rank_pattern": {r".*\.layers\.\d+\.(self_attn|mlp)\.(q|down)_proj": 4}}  # as for a model with two towers
+    assert pattern_problems(plain, longest=100) == []
+    assert pattern_problems({"rank_pattern": {r".*.*.*(a|b|c)": 4}}, longest=140) != []
 
 
 @pytest.mark.parametrize(

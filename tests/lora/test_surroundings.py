@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -180,17 +181,32 @@ def test_complex_numbers_in_a_module_trained_whole_are_trained():
     assert the_plan.trainable_parameters == sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("verb", [veneer.merge, lambda net: veneer.disabled(net).__enter__()])
-def test_a_verb_is_refused_where_a_frozen_norm_was_replaced_and_nothing_is_lost(verb):
+def test_the_base_is_not_to_be_had_where_a_frozen_norm_was_replaced_and_nothing_is_lost():
     net = nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5))
     veneer.adapt(net, LoraConfig(r=2))
     norm, before = net[1], snapshot(net)
     net[1] = nn.Identity()
-    with pytest.raises(AdapterStateError, match="modules were replaced after it went in"):
-        verb(net)
+    with pytest.raises(AdapterStateError, match="modules were replaced after it went in"), veneer.disabled(net):
+        pass
     net[1] = norm
     assert_same(net, before, [p.requires_grad for p in net.parameters()])
     veneer.merge(net)
+    assert norm.momentum == nn.BatchNorm1d(5).momentum
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_what_was_replaced_since_is_left_as_it_is_by_a_merge(place):
+    net = nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    veneer.adapt(net, LoraConfig(r=2, targets=["0"]), ["2"])
+    filled(net)
+    net[place] = successor = nn.Linear(5, 5)
+    flags, x = [p.requires_grad for p in successor.parameters()], torch.randn(3, 7)
+    output = net.eval()(x)
+    veneer.merge(net)
+    assert net[place] is successor
+    assert [p.requires_grad for p in successor.parameters()] == flags
+    assert not adapted_slots(net)
+    torch.testing.assert_close(net(x), output)
 
 
 def test_a_rank_that_a_start_cannot_have_is_refused_by_the_plan_for_every_layer():
@@ -238,6 +254,26 @@ def test_a_module_with_adapted_parameters_can_be_called_by_several_threads():
         torch.testing.assert_close(output, expected)
     assert net["attention"].base.in_proj_weight is base
     assert torch.equal(base, before)
+
+
+def test_modules_with_adapted_parameters_do_not_wait_for_each_other():
+    """As they must not where each of several threads computes one of a model's parts and all meet in the middle."""
+    both = threading.Barrier(2, timeout=30)
+
+    class Meeting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(5, 7))
+
+        def forward(self, x):
+            both.wait()
+            return x @ self.weight.T
+
+    net = nn.ModuleList([Meeting(), Meeting()])
+    veneer.adapt(net, LoraConfig(r=2, targets=(), parameters=["0.weight", "1.weight"]))
+    with ThreadPoolExecutor(2) as pool:
+        outputs = list(pool.map(lambda module: module(torch.ones(1, 7)), net))
+    assert all(torch.equal(output, torch.full((1, 5), 7.0)) for output in outputs)
 
 
 def test_what_moves_in_inference_mode_can_be_changed_outside():

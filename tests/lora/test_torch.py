@@ -93,6 +93,20 @@ def test_it_compiles_whole_and_neither_strength_nor_another_adapter_compiles_it_
     assert len(graphs) == 1
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own
+@pytest.mark.usefixtures("without_shape_checks")
+def test_a_layer_compiles_alone_under_autocast_whatever_made_its_input():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    net = nn.Sequential(nn.Linear(7, 5))
+    veneer.adapt(net, LoraConfig(r=2))
+    x = 2 * torch.randn(4, 7, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = net(x)
+        net[0].compile(backend="eager", fullgraph=True)
+        torch.testing.assert_close(net(x), expected)
+
+
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_trains_the_adapter_without_extra_calls(settings, reentrant):

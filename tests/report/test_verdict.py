@@ -1,6 +1,7 @@
 """The sentence in each case, and the noise it is weighed against."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -81,6 +82,10 @@ def test_collapses_are_told():
     assert "no yardstick" in said(record("lora-all", 0.8), collapsed("full"))
     assert "nothing to compare" in said(collapsed("lora-all"), record("full", 0.8))
     assert said(collapsed("head")).startswith("Training the head alone collapsed onto one answer in every run.")
+    diverged = replace(collapsed("head"), best_epoch=0)
+    assert said(diverged).startswith("Training the head alone diverged in every run.")
+    both = said(diverged, collapsed("head", 1))
+    assert both.startswith("Training the head alone collapsed or diverged in every run.")
 
 
 def test_validation_in_place_of_test_is_said():

@@ -154,6 +154,26 @@ def test_resume_names_runs_on_other_rows_and_does_them_again_only_if_it_may(with
     assert without_processes == ["head-seed0", "head-seed1"] * 2
 
 
+def test_resume_tells_what_is_in_the_way_before_anything_is_run(without_processes, tmp_path):
+    (tmp_path / "head-seed1").mkdir()
+    (tmp_path / "head-seed1" / "notes.txt").touch()
+    before = contents(tmp_path)
+    with pytest.raises(OutputExistsError, match=r"head-seed1 is not empty"):
+        compare(BOTH, tmp_path, Watcher(), resume=True, overwrite=False)
+    assert contents(tmp_path) == before
+    assert without_processes == []
+
+
+def test_a_run_that_diverged_is_told_above_the_tables(without_processes, tmp_path):
+    """The made up runs went through five epochs."""
+    results = compare([replace(GIVEN, epochs=9)], tmp_path, Watcher(), notes=["a note"])
+    note, line = results.notes
+    assert note == "a note"
+    assert line.startswith("head-seed0: training ended in epoch 6, whose loss is not a finite number; epoch 3 is kept")
+    assert read_results(tmp_path).notes == results.notes
+    assert compare([replace(GIVEN, epochs=5)], tmp_path, Watcher(), overwrite=True).notes == []
+
+
 def test_a_single_run_is_neither_resumed_nor_half_replaced(without_processes, tmp_path):
     """Its weights go with its results: else they would be taken for those of what is there now."""
     write_results(tmp_path, Results(machine={}, versions={}, records=[made_record("lora-qv", checkpoint="adapter")]))
@@ -227,3 +247,11 @@ def test_overwriting_takes_away_runs_that_no_comparison_names_any_more(without_p
     compare(BOTH[:1], tmp_path, Watcher(), resume=True)
     compare([replace(GIVEN, seed=5)], tmp_path, Watcher(), overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "head-seed5"}
+
+
+def test_a_run_that_lies_beside_those_of_the_comparison_is_nobodys_to_take_away(without_processes, tmp_path):
+    """As one does whose place was filled while it was under way."""
+    compare(BOTH, tmp_path, Watcher())
+    (tmp_path / "head-seed1").rename(tmp_path / "head-seed1-abc")
+    compare(BOTH[:1], tmp_path, Watcher(), overwrite=True)
+    assert (tmp_path / "head-seed1-abc" / "results.json").is_file()

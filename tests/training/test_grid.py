@@ -78,18 +78,6 @@ def test_runs_that_cannot_be_done_keep_no_other_from_being_done_and_are_named_to
         list(grid.fill(lambda: configs, Silent(), runner=runner, workers=workers))
 
 
-def test_a_grid_whose_runs_all_fail_gives_up_after_a_few(tmp_path):
-    configs = [replace(CONFIGS[0], seed=seed) for seed in range(50)]
-
-    def runner(config, watcher, workers):
-        raise DownloadError("no network")
-
-    watcher = Silent()
-    with pytest.raises(DownloadError, match=rf"^{module.MOST_FAILURES} runs could not be done"):
-        list(Grid(folder=tmp_path).fill(lambda: configs, watcher, runner=runner))
-    assert watcher.began == list(range(module.MOST_FAILURES))
-
-
 def test_a_run_that_another_process_did_meanwhile_counts_once(tmp_path):
     def runner(config, watcher, workers):
         keep(grid, config)

@@ -43,6 +43,7 @@ def test_the_earliest_of_the_best_epochs_is_kept_and_its_weights_come_back(epoch
     frozen = model.frozen.weight.clone()
     expected = [f1_score(TRUE, answers, average="macro", zero_division=0.0) for answers in epochs]
     arguments, control = TrainingArguments(use_cpu=True, report_to="none"), TrainerControl()
+    keep_best.on_train_begin(arguments, TrainerState(), control)
     for epoch, answers in enumerate(epochs, start=1):
         with torch.no_grad():
             model.trained.weight.fill_(epoch)
@@ -64,6 +65,7 @@ def test_an_epoch_without_a_finite_loss_ends_the_training_and_the_best_before_it
     model = Small()
     keep_best, control = KeepBest(model), TrainerControl()
     arguments = TrainingArguments(use_cpu=True, report_to="none")
+    keep_best.on_train_begin(arguments, TrainerState(), control)
     for epoch, scale in enumerate((5.0, float("nan")), start=1):
         assert not control.should_training_stop
         with torch.no_grad():
@@ -72,7 +74,7 @@ def test_an_epoch_without_a_finite_loss_ends_the_training_and_the_best_before_it
         keep_best.compute_metrics(EvalPrediction(predictions=logits, label_ids=np.array(TRUE)))
         keep_best.on_evaluate(arguments, TrainerState(epoch=float(epoch)), control)
     assert control.should_training_stop
-    assert (keep_best.best_epoch, keep_best.diverged_in) == (1, 2)
+    assert keep_best.best_epoch == 1
     assert [entry["epoch"] for entry in keep_best.history] == [1]
     keep_best.restore()
     assert torch.equal(model.trained.weight, torch.ones(3, 5))
@@ -124,6 +126,7 @@ def test_a_run_that_diverges_late_is_saved_as_it_was_before(config, tmp_path, mo
     record = run(replace(config, epochs=4), tmp_path / "run", on_progress=steps.append, notify=said.append)
     assert steps[-1].step == steps[-1].num_steps // 2
     assert record.best_epoch == len(record.validation_curve) == 1
+    assert (record.diverged_in, record.collapsed) == (2, False)
     assert read_results(tmp_path / "run").records == [record]
     assert any("ended in epoch 2" in line and "epoch 1 is kept" in line for line in said)
 
@@ -134,6 +137,18 @@ def test_a_run_that_diverges_at_once_is_refused_and_leaves_nothing(config, tmp_p
     with pytest.raises(ConfigError, match="Lower the learning rate"):
         run(config, tmp_path / "run")
     assert contents(tmp_path) == before
+
+
+def test_where_others_depend_on_it_a_run_that_diverges_at_once_is_the_model_as_it_began(config, tmp_path, monkeypatch):
+    said, scored = [], KeepBest.compute_metrics
+    monkeypatch.setattr(KeepBest, "compute_metrics", diverging(1))
+    record = run(config, tmp_path / "run", keep_diverged=True, notify=said.append)
+    assert (record.best_epoch, record.diverged_in, record.collapsed) == (0, 1, True)
+    assert read_results(tmp_path / "run").records == [record]
+    assert any("ended in epoch 1" in line and "as it began" in line for line in said)
+    monkeypatch.setattr(KeepBest, "compute_metrics", scored)
+    still = run(replace(config, learning_rate=1e-30), tmp_path / "still")
+    assert (record.validation, record.test) == (still.validation, still.test)
 
 
 def test_a_batch_is_as_large_as_it_says_however_many_gpus_there_are(config, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from veneer.cli.console import note, progress_bars, run_label, stdout
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from veneer.errors import VeneerError
     from veneer.paper.exhibit import Exhibit
     from veneer.results import RunRecord
     from veneer.training.config import RunConfig
@@ -86,6 +87,7 @@ def reproduce(
 ) -> None:
     """Run what is missing for the paper's tables and figures, and write them with the paper's numbers beside ours."""
     started = time.monotonic()
+    failure: VeneerError | None = None
     from veneer.paper.protocol import by_seed
     from veneer.paper.table_of_contents import all_sheets, find_exhibits
     from veneer.report.paper_files import write_paper
@@ -112,7 +114,7 @@ def reproduce(
         def following(grid: Grid) -> "set[RunConfig]":
             return {config for exhibit in with_runs for config in exhibit.following(grid)}
 
-        _fill(runs, wanted, following, workers, ray, left)
+        failure = _fill(runs, wanted, following, workers, ray, left)
         _measure([exhibit.name for exhibit in chosen], out, Grid(folder=runs), quick, left)
     sheets = all_sheets(runs, measured)
     page = write_paper(sheets, out)
@@ -123,6 +125,8 @@ def reproduce(
                 shown.print(part)
             shown.print()
     stdout.print(f"page: {page}", markup=False, soft_wrap=True)
+    if failure is not None:
+        raise failure
 
 
 def parse_seconds(text: str) -> float:
@@ -186,30 +190,33 @@ def _fill(
     workers: int,
     ray: str | None,
     left: "Callable[[], float | None]",
-) -> None:
-    """Do the missing runs while time is left."""
+) -> "VeneerError | None":
+    """Do the missing runs while time is left; return what is to be raised once all else is done, if runs failed."""
     from veneer.data.glue import TASKS, task_files
+    from veneer.errors import VeneerError
     from veneer.training.grid import Grid, end_here, run_here
     from veneer.training.ray_runs import ray_runner
 
     grid = Grid(folder=folder)
     missing = grid.missing(wanted(grid))
     if not missing:
-        return
+        return None
     later = following(grid)
     more = f", and {len(later)} more once rates are chosen" if later else ""
     note(f"{len(missing)} runs are missing{more}")
     for config in {config.data: config for config in missing}.values():
         if config.data in TASKS:
             task_files(TASKS[config.data], config.glue, note)
-    if ray is None and workers == 1:
-        with progress_bars() as bars:
-            for _ in grid.fill(lambda: wanted(grid), bars, seconds=left()):
+    with (
+        nullcontext((run_here, end_here)) if ray is None else ray_runner(ray) as (runner, end),
+        progress_bars() if ray is None and workers == 1 else nullcontext(RunLines()) as watcher,
+    ):
+        try:
+            for _ in grid.fill(lambda: wanted(grid), watcher, runner=runner, end=end, workers=workers, seconds=left()):
                 pass
-        return
-    with nullcontext((run_here, end_here)) if ray is None else ray_runner(ray) as (runner, end):
-        for _ in grid.fill(lambda: wanted(grid), RunLines(), runner=runner, end=end, workers=workers, seconds=left()):
-            pass
+        except VeneerError as error:
+            return error
+    return None
 
 
 def _measured(out: Path) -> Path:

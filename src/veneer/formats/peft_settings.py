@@ -62,7 +62,8 @@ AUTOMATIC_HEADS = frozenset({"classifier", "score"})
 MAX_PATTERN_LENGTH = 200
 MAX_CHOICES = 4
 MAX_STEPS = 1e9
-"""Matching a pattern with k choices takes up to the (k + 1)-th power of the name's length in steps."""
+"""Matching a pattern with k repeats takes up to the (k + 1)-th power of the name's length in steps, for each way
+through its alternatives."""
 
 _PATTERN_TOKENS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{\d*,?\d*\}|.", re.DOTALL)
 _REPEAT = re.compile(r"[*+?]|\{(?=.*\d).+\}")
@@ -236,8 +237,9 @@ def pattern_problems(settings: Mapping[str, Any], longest: int = 0) -> list[str]
 def _pattern_problem(pattern: str, longest: int) -> str | None:
     if len(pattern) > MAX_PATTERN_LENGTH:
         return f"is longer than {MAX_PATTERN_LENGTH} characters"
-    choices, previous, closed = 0, "", False
+    choices, previous, closed, steps = 0, "", False, longest
     ambiguous = [False]  # for each open group whether it can match one text in several ways
+    branches = [1]  # and how many alternatives it has so far
     for token in _PATTERN_TOKENS.findall(pattern):
         if _BACKREFERENCE.fullmatch(token):
             return "refers back to a group"
@@ -245,16 +247,20 @@ def _pattern_problem(pattern: str, longest: int) -> str | None:
         if repeats and closed:
             return "repeats a group that itself repeats or chooses"
         choices += repeats or (token == "|" and not ambiguous[-1])
+        steps *= longest if repeats else 1
+        branches[-1] += token == "|"
         ambiguous[-1] |= repeats or token == "|"
         closed, previous = False, token
         if token == "(":
             ambiguous.append(False)
+            branches.append(1)
         elif token == ")" and len(ambiguous) > 1:
+            steps *= branches.pop()
             closed = ambiguous.pop()
             ambiguous[-1] |= closed
     if choices > MAX_CHOICES:
         return f"repeats and chooses more than {MAX_CHOICES} times"
-    if longest ** (choices + 1) > MAX_STEPS:
+    if steps * branches[0] > MAX_STEPS:
         return f"repeats and chooses {choices} times, too often for names of {longest} letters"
     return None
 

@@ -86,7 +86,7 @@ def adapt(
         batches: inputs of the model, for `init="eva"` only: mappings of keyword arguments, tuples, or single inputs.
 
     Raises:
-        AdapterStateError: the model is adapted already.
+        AdapterStateError: as for `plan`.
         ConfigError: `batches` is missing for `init="eva"`, or given for another.
         TargetError: see `plan`. Nothing has changed then.
     """
@@ -157,7 +157,6 @@ def merge(model: nn.Module, *, quantized: Callable[[nn.Linear], nn.Module] | Non
             `quantized` is not given. Nothing has changed then.
     """
     root, record = adapted_root(model)
-    _places_of(root, record.originals)
     slots, adapted = adapted_slots(root), adapted_modules(root)
     successors: dict[nn.Module, nn.Module] = {module: module.base for module in adapted.values()}
     opaque = {name: slot for name, slot in slots.items() if isinstance(slot.kind, OpaqueKind)}
@@ -380,8 +379,8 @@ def _requantized(slot: Slot, quantized: Callable[[nn.Linear], nn.Module]) -> tup
 def _finish(root: nn.Module, record: Adaptation) -> None:
     for name, parameter in named_parameters(root).items():
         parameter.requires_grad_(record.was_trainable.get(name, parameter.requires_grad))
+    modules = named_modules(root)
     for name, momentum in record.momenta.items():
-        norm = root.get_submodule(name)
-        assert isinstance(norm, _NormBase)
-        norm.momentum = momentum  # None is a cumulative average
+        if isinstance(norm := modules.get(name), _NormBase):  # else it was replaced since
+            norm.momentum = momentum  # None is a cumulative average
     delattr(root, ADAPTATION)

@@ -248,10 +248,11 @@ def _cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return x in `dtype`, the same tensor for all layers that read this x, as query, key and value do.
 
     Each would otherwise cast x, keep its own copy for the backward pass and send back a gradient of its own. The first
-    one's is found again for as long as a graph keeps it. A tensor that no operation made is cast each time: whoever
-    holds it may write to it unseen, through `.data` or the memory of an array.
+    one's is found again for as long as a graph keeps it. A tensor that no graph made, such as the output of a frozen
+    encoder, is cast and kept by each layer: whoever holds it may write to it unseen, through `.data` or the memory of
+    an array.
     """
-    if x.dtype == dtype or x.grad_fn is None or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or x.dtype == dtype or x.grad_fn is None:
         return x.to(dtype)
     version, kept = _CASTS.get(x, (None, None))  # type: ignore[no-untyped-call]
     found = kept() if version == x._version else None

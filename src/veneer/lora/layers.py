@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -104,13 +105,20 @@ class AdaptedLayer(AdaptedModule):
         yield "", Slot(self.base, self.kind, self.update)
 
 
-_ONE_AT_A_TIME = threading.RLock()
-"""`functional_call` puts tensors into a module and takes them out again: two threads would take out each other's."""
+_MAKING = threading.Lock()
+_LOCKS: WeakKeyDictionary[nn.Module, AbstractContextManager[object]] = WeakKeyDictionary()
+"""One for each base, apart from it, so that copies and pickles hold none."""
 
 
-def _alone() -> AbstractContextManager[object]:
-    """Return a context that one thread is in at a time; none where a compiler traces what is in it."""
-    return nullcontext() if torch.compiler.is_compiling() else _ONE_AT_A_TIME
+def _alone(base: nn.Module) -> AbstractContextManager[object]:
+    """Return a context that one thread is in at a time for each base; none where a compiler traces what is in it.
+
+    `functional_call` puts tensors into a module and takes them out again: two threads would take out each other's.
+    """
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    with _MAKING:
+        return _LOCKS.setdefault(base, threading.RLock())
 
 
 class AdaptedParameters(AdaptedModule):
@@ -137,12 +145,12 @@ class AdaptedParameters(AdaptedModule):
         updates = vars(self).get("_modules", {}).get("updates")  # modules too are looked up by this method
         if updates is None or name not in updates._modules:
             return super().__getattr__(name)
-        with _alone():
+        with _alone(self.base):
             return dict(self.slots())[name].merged_weight()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the base's own signature
         """Map what the base maps."""
-        with _alone():
+        with _alone(self.base):
             weights = {slot.kind.weight_name: slot.merged_weight() for _, slot in self.slots()}
             return torch.func.functional_call(self.base, weights, args, kwargs)
 

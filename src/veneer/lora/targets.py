@@ -49,7 +49,8 @@ def plan(model: nn.Module, config: LoraConfig, train_also: Sequence[str] = (), *
         any_rank: accept ranks above a layer's smaller side, which sums of adapters can have.
 
     Raises:
-        AdapterStateError: the model is adapted already.
+        AdapterStateError: the model is adapted already, compiled, or in a wrapper that spreads it, or this is called
+            in inference mode.
         ConfigError: `config` or `train_also` is something else altogether.
         TargetError: a selector matches nothing, or matches what cannot be adapted; every problem is named.
     """

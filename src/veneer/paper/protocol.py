@@ -36,7 +36,7 @@ SCALE = (
     "sentences, where the paper has RoBERTa, DeBERTa and GPT-3 with up to 175 billion: the claims are tested at that "
     "scale and no other."
 )
-"""`SCALED_DOWN` in a sentence."""
+"""What is scaled down, in a sentence."""
 PRETRAINING = (
     "Pretraining: these are sentence-transformers' all-MiniLM-L6-v2 and all-mpnet-base-v2, fine-tuned on a billion "
     "pairs of sentences, MNLI's and SNLI's among them (their model cards). No run starts from an adapter for MNLI, as "

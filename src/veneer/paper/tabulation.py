@@ -1,7 +1,7 @@
 """From the records of a grid to a table's numbers; `verdicts.py` makes verdicts of them.
 
-A collapsed run gives one answer only: it says that training failed, so it enters no mean and no difference; how many
-there were, and the mean with them, is told beside. Methods are compared by pairs of runs with the same seed, which
+A collapsed run gives one answer only, or diverged at once: training failed, so it enters no mean and no difference; how
+many there were, and the mean with them, is told beside. Methods are compared by pairs of runs with the same seed, which
 share the order of rows and the head's start; the interval is Student's on those differences. It tells how much seeds
 matter, not how much other test rows would. Several tasks count alike, and their intervals are put together as those of
 independent means with variances of their own (Welch 1947).

@@ -90,7 +90,7 @@ class MethodSummary:
 
     @property
     def num_collapsed(self) -> int:
-        """Runs that give (nearly) one answer only."""
+        """Runs that learnt nothing; see `RunRecord.collapsed`."""
         return sum(record.collapsed for record in self.records)
 
     @property

@@ -57,12 +57,10 @@ def verdict(summaries: Sequence[MethodSummary]) -> Verdict:
     if lora is None:
         return _verdict_without_lora(summaries)
     if lora.all_collapsed:
-        claim = f"{_subject(lora)} collapsed onto one answer in every run, so there is nothing to compare."
+        claim = f"{_subject(lora)} {_failure(lora)} in every run, so there is nothing to compare."
         return Verdict(claim=claim, caveats=_optimism(lora))
     if full is not None and full.all_collapsed:
-        claim = (
-            f"{_reached(lora)}. Full fine-tuning collapsed onto one answer in every run, so it is no yardstick here."
-        )
+        claim = f"{_reached(lora)}. Full fine-tuning {_failure(full)} in every run, so it is no yardstick here."
         return Verdict(claim=claim, caveats=(*_left_out(lora), *_optimism(lora)))
     if full is not None:
         return Verdict(claim=_claim_against_full(lora, full), caveats=_caveats(lora, full))
@@ -96,7 +94,7 @@ def _verdict_without_lora(summaries: Sequence[MethodSummary]) -> Verdict:
     best = best_by_validation(summaries)
     assert best is not None, "the caller has seen that there is a summary"
     if best.all_collapsed:
-        claim = f"{_subject(best)} collapsed onto one answer in every run."
+        claim = f"{_subject(best)} {_failure(best)} in every run."
         return Verdict(claim=claim, caveats=_optimism(best))
     caveats = ("No LoRA method was run to compare with.", *_left_out(best), *_optimism(best))
     return Verdict(claim=f"{_reached(best)}.", caveats=caveats)
@@ -158,9 +156,17 @@ def _left_out(summary: MethodSummary) -> tuple[str, ...]:
     verb, them = ("is", "it") if summary.num_collapsed == 1 else ("are", "them")
     name = _INNER_NAMES.get(summary.method, summary.label)
     return (
-        f"{summary.num_collapsed} of {summary.num_runs} runs of {name} collapsed onto one answer and {verb} "
+        f"{summary.num_collapsed} of {summary.num_runs} runs of {name} {_failure(summary)} and {verb} "
         f"left out ({_score(summary.score_with_collapsed)} with {them}).",
     )
+
+
+def _failure(summary: MethodSummary) -> str:
+    """Return what became of the runs that count as collapsed, as a verb."""
+    diverged = {record.best_epoch == 0 for record in summary.records if record.collapsed}
+    if len(diverged) > 1:
+        return "collapsed or diverged"
+    return "diverged" if True in diverged else "collapsed onto one answer"
 
 
 def _optimism(summary: MethodSummary) -> tuple[str, ...]:

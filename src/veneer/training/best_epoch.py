@@ -14,7 +14,8 @@ from veneer.results import AnyScores
 class KeepBest(TrainerCallback):
     """Keeps the trained weights of the epoch with the best `choice` on validation, the earliest among equals.
 
-    An epoch whose loss is no finite number ends the training: nothing is learnt from there on.
+    An epoch whose loss is no finite number ends the training: nothing is learnt from there on. Where that is the first,
+    the weights as they began are kept, and `best` is None.
 
     Args:
         model: what is trained.
@@ -28,9 +29,14 @@ class KeepBest(TrainerCallback):
         self.latest: AnyScores | None = None
         self.best: AnyScores | None = None
         self.best_epoch = 0
-        self.diverged_in: int | None = None
         self.history: list[dict[str, float]] = []
         self._weights: dict[str, Tensor] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Copy the weights as they begin, where the Trainer has put them."""
+        self._weights = {name: p.detach().clone() for name, p in self.trained.items()}
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Score the validation rows and remember the scores; the Trainer sees what more of is better."""
@@ -48,7 +54,6 @@ class KeepBest(TrainerCallback):
         epoch = round(state.epoch or 0)
         latest = self.latest
         if not math.isfinite(latest.loss):
-            self.diverged_in = epoch
             control.should_training_stop = True
             return
         self.history.append({"epoch": epoch, "loss": latest.loss, **latest.figures})
@@ -57,7 +62,8 @@ class KeepBest(TrainerCallback):
             self.test_history.append({"epoch": epoch, "loss": test.loss, **test.figures})
         if self.best is None or latest.choice > self.best.choice:
             self.best, self.best_epoch = latest, epoch
-            self._weights = {name: p.detach().clone() for name, p in self.trained.items()}
+            for name, kept in self._weights.items():
+                kept.copy_(self.trained[name].detach())
 
     def restore(self) -> None:
         """Put the best weights back into the model."""

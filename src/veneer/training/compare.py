@@ -38,7 +38,7 @@ from veneer.training.output import (
     require_free,
     run_name,
 )
-from veneer.training.run import Progress, prepare_data, rows_sha256, run
+from veneer.training.run import Progress, divergence, prepare_data, rows_sha256, run
 
 PROCESS_NAME = "veneer run"
 """By which the processes of runs are told from others that the program may have."""
@@ -103,6 +103,8 @@ def compare(
                 record = run_in_process(config, folder / name, watcher, overwrite=overwrite)
                 watcher.run_ended(record)
             results.records.append(replace(record, checkpoint=f"{name}/{record.checkpoint}"))
+            if line := divergence(record):
+                results.notes.append(f"{name}: {line}")
             clear_report(folder)  # it would be an earlier comparison's
             clear_checkpoints(folder)  # or those of a run that was there before
             write_results(folder, results)
@@ -142,12 +144,14 @@ def _kept(configs: Sequence[RunConfig], folder: Path, digest: str, *, overwrite:
     """Return the records of the complete runs that stay, by name.
 
     Raises:
-        OutputExistsError: complete runs would have to be done again and may not be; each is named, and why.
+        OutputExistsError: complete runs would have to be done again and may not be; each is named, and why. Or the
+            folder of one that is not complete is not free.
     """
     kept, problems = {}, []
     for config in configs:
         name = run_name(config.method, config.seed)
         if not (folder / name / RESULTS_FILE).is_file():
+            require_free(folder / name, overwrite=overwrite)
             continue
         [record] = read_results(folder / name).records
         if not (differences := _differences(record, config, digest)):
@@ -166,7 +170,7 @@ def _kept(configs: Sequence[RunConfig], folder: Path, digest: str, *, overwrite:
 def run_in_process(
     config: RunConfig, folder: Path, watcher: Watcher, *, overwrite: bool = False, threads: int | None = None
 ) -> RunRecord:
-    """Do one run in a process of its own and return its record.
+    """Do one run in a process of its own and return its record, also where it diverged.
 
     Args:
         config: what to run.
@@ -236,7 +240,10 @@ def _child(config: RunConfig, folder: Path, sender: Connection, overwrite: bool,
         torch.set_num_threads(threads)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        sender.send(run(config, folder, on_progress=sender.send, notify=sender.send, overwrite=overwrite))
+        record = run(
+            config, folder, on_progress=sender.send, notify=sender.send, overwrite=overwrite, keep_diverged=True
+        )
+        sender.send(record)
     except (VeneerError, OSError) as error:
         with suppress(BrokenPipeError):  # whoever asked is gone
             sender.send(error)

@@ -30,8 +30,6 @@ from veneer.training.output import new_folder
 
 COMPUTED: tuple[Precision, ...] = ("bfloat16", "float32")
 """What a run whose precision is "auto" may have been done in. Where both are there, the first counts on any machine."""
-MOST_FAILURES = 3
-"""Once so many runs could not be done none is begun any more: what is wrong is not one run."""
 Runner = Callable[[RunConfig, Watcher, int], Results]
 """Does one run somewhere else, where so many run at once, and returns its results; raises what a run raises."""
 
@@ -150,6 +148,7 @@ class Grid:
 
         Raises:
             VeneerError: runs could not be done; each is named, at the end, when the others are finished.
+            OSError: nothing can be read or written, as on a full disk. Runs under way are finished first.
             KeyboardInterrupt: as it came. Runs under way are ended, and leave nothing.
         """
         started = time.monotonic()
@@ -159,7 +158,7 @@ class Grid:
 
         def may_begin() -> bool:
             in_time = seconds is None or time.monotonic() - started < seconds
-            return in_time and len(running) < workers and len(failures) < MOST_FAILURES
+            return in_time and len(running) < workers
 
         with ThreadPoolExecutor(workers) as pool, _ended_on_interrupt(running, end):
             while True:

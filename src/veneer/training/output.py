@@ -105,8 +105,12 @@ def _partial_prefix(folder: Path) -> str:
 
 
 def own_runs(folder: Path) -> list[str]:
-    """Return the names of the folders in `folder` that hold a run of Veneer's."""
-    return sorted(child.parent.name for child in folder.glob(f"*/{RESULTS_FILE}") if _own_records(child.parent))
+    """Return the names of the folders in `folder` that hold a comparison's run: those that are called as it is."""
+    return sorted(
+        child.parent.name
+        for child in folder.glob(f"*/{RESULTS_FILE}")
+        if [run_name(record.method, record.seed) for record in _own_records(child.parent)] == [child.parent.name]
+    )
 
 
 def own_checkpoints(folder: Path) -> list[str]:

@@ -109,6 +109,7 @@ def run(
     on_progress: OnProgress = lambda progress: None,
     notify: Notify | None = None,
     overwrite: bool = False,
+    keep_diverged: bool = False,
 ) -> RunRecord:
     """Fine-tune, test and save; return the record that is also written to `folder`.
 
@@ -119,6 +120,8 @@ def run(
         on_progress: called after each step.
         notify: takes one line for the user.
         overwrite: whether a folder that exists may be replaced, once the run is done.
+        keep_diverged: whether a run whose first epoch ends without a finite loss is a result too: that of the model as
+            it began, which counts as collapsed. Otherwise it is an error.
 
     Raises:
         OutputExistsError: `folder` is not free, or was filled while the run was under way, which is then beside it.
@@ -128,9 +131,13 @@ def run(
     source = find_model(config.model, notify)
     splits = splits or prepare_data(config, notify)
     with partial_folder(folder) as partial:
-        record = _train_and_test(config, source, splits, folder=partial, on_progress=on_progress, notify=notify)
+        record = _train_and_test(
+            config, source, splits, folder=partial, on_progress=on_progress, notify=notify, keep_diverged=keep_diverged
+        )
         write_results(partial, Results(machine=describe_machine(), versions=describe_versions(), records=[record]))
         move_results(partial, folder, overwrite=overwrite)
+    if notify and (line := divergence(record)):
+        notify(line)
     return record
 
 
@@ -142,6 +149,7 @@ def _train_and_test(
     folder: Path,
     on_progress: OnProgress,
     notify: Notify | None,
+    keep_diverged: bool,
 ) -> RunRecord:
     set_seed(config.seed)
     settings, resolved = config.settings(), config.resolved()
@@ -175,17 +183,19 @@ def _train_and_test(
     if notify and (line := _cut(encoded["train"], max_tokens)):
         notify(line)
 
-    def score_test() -> AnyScores:
-        rows = encoded["test"]
+    def scored(split: str) -> AnyScores:
+        rows = encoded[split]
         logits = predict_logits(classifier.model, rows, classifier.tokenizer, precision=resolved.precision)
         return score(logits, torch.tensor([row["labels"] for row in rows]))
 
-    watch = score_test if config.watch_test and "test" in encoded else None
+    watch = (lambda: scored("test")) if config.watch_test and "test" in encoded else None
     with _own_units(classifier, splits):
         outcome = _train(resolved, classifier, encoded, folder=folder, on_progress=on_progress, score_test=watch)
-    if notify and (line := _divergence(outcome.keep_best)):
-        notify(line)
-    test = score_test() if "test" in encoded else None
+    best = outcome.keep_best
+    if best.best is None and keep_diverged:
+        best.best = scored("validation")
+    _require_finite(best.best or best.latest)
+    test = scored("test") if "test" in encoded else None
     _require_finite(test)
     checkpoint = save_trained(classifier, card, folder)
     return _record(resolved, card, counts, outcome=outcome, test=test, checkpoint=checkpoint, splits=splits)
@@ -216,13 +226,14 @@ def _cut(rows: Sequence[Features], max_tokens: int) -> str:
     )
 
 
-def _divergence(keep_best: KeepBest) -> str:
+def divergence(record: RunRecord) -> str:
     """Return that training ended early, or "" where it did not."""
-    if keep_best.diverged_in is None:
+    if record.diverged_in is None:
         return ""
+    kept = f"epoch {record.best_epoch} is kept" if record.best_epoch else "the model is as it began"
     return (
-        f"training ended in epoch {keep_best.diverged_in}, whose loss is not a finite number; epoch "
-        f"{keep_best.best_epoch} is kept. A lower learning rate or alpha may do better"
+        f"training ended in epoch {record.diverged_in}, whose loss is not a finite number; {kept}. "
+        "A lower learning rate or alpha may do better"
     )
 
 
@@ -274,7 +285,6 @@ def _train(
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start
-    _require_finite(keep_best.best or keep_best.latest)
     keep_best.restore()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     curve = [{"epoch": entry["epoch"], "loss": entry["loss"] * unit} for entry in logged]
@@ -338,7 +348,7 @@ def _record(
         best_epoch=best.best_epoch,
         validation=best.best,
         test=test,
-        collapsed=is_collapsed(test or best.best),
+        collapsed=best.best_epoch == 0 or is_collapsed(test or best.best),
         train_curve=outcome.train_curve,
         validation_curve=best.history,
         test_curve=best.test_history,
@@ -350,7 +360,7 @@ def _record(
 def summary_line(record: RunRecord) -> str:
     """Return one line that says what a run reached."""
     name, scores = ("test", record.test) if record.test else ("validation", record.validation)
-    mark = ", collapsed to one answer" if record.collapsed else ""
+    mark = "" if not record.collapsed else ", collapsed to one answer" if record.best_epoch else ", diverged at once"
     told = in_words(scores, judged_by(record.data, scores))
     return f"{record.method}, seed {record.seed}: {name} {told}{mark}, {record.train_seconds:.0f} s"
 
