@@ -22,7 +22,7 @@ def test_a_collapsed_run_is_left_out_of_the_mean_and_told_with_it():
     assert number is not None
     assert (number.value, number.num_runs) == (pytest.approx(0.85), 2)
     assert number.sd == pytest.approx(0.1 / 2**0.5)
-    assert number.note == "1 of 3 collapsed; 0.733 with them"
+    assert number.note == "1 of 3 collapsed; 0.733 with it"
 
 
 def test_where_every_run_collapsed_the_mean_says_so():

@@ -102,7 +102,8 @@ def mean(records: Sequence[RunRecord], read: Read = accuracy_on_test) -> Number 
     if num_collapsed == len(records):
         note = "all collapsed"
     elif num_collapsed:
-        note = f"{num_collapsed} of {len(records)} collapsed; {fmean(map(read, records)):.3f} with them"
+        them = "it" if num_collapsed == 1 else "them"
+        note = f"{num_collapsed} of {len(records)} collapsed; {fmean(map(read, records)):.3f} with {them}"
     values = [read(record) for record in good]
     sd = stdev(values) if len(values) > 1 else None
     return Number(value=fmean(values), sd=sd, num_runs=len(values), note=note)
