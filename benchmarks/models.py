@@ -6,6 +6,7 @@ same shapes: the time of a step does not depend on what the weights are.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from veneer.errors import unknown_name
 from veneer.training.models import load_classifier
 
 LABELS = ("negative", "positive")
+HEAD: Mapping[str, Any] = {"num_labels": len(LABELS)}
+"""What a configuration without a checkpoint is told of the head."""
 SPECIAL_TOKENS = 5
 """Ids below are padding and marks in every vocabulary used here."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -50,7 +53,8 @@ class Workload:
     def build(self, attention: str) -> PreTrainedModel:
         """Return the classifier in float32, equal at each call, with "eager" or "sdpa" attention."""
         torch.manual_seed(0)
-        return self.load(attention).to(device())
+        model: PreTrainedModel = self.load(attention).to(device())  # type: ignore[arg-type]  # wrapped without types
+        return model
 
     def batch(self) -> dict[str, Tensor]:
         """Return the batch, equal at each call: token ids and mask (rows, tokens), labels (rows,)."""
@@ -94,7 +98,7 @@ _WORKLOADS: Mapping[str, Callable[[int | None], Workload]] = {
         rows=16,
         tokens=tokens or 64,
         vocabulary=30527,
-        load=_random(MPNetConfig(vocab_size=30527, max_position_embeddings=514, num_labels=len(LABELS))),
+        load=_random(MPNetConfig(vocab_size=30527, max_position_embeddings=514, **HEAD)),
         usual_attention="eager",
         note="MPNet-base has random weights of the published model's shapes.",
     ),
@@ -115,7 +119,7 @@ _WORKLOADS: Mapping[str, Callable[[int | None], Workload]] = {
                 max_position_embeddings=8192,
                 tie_word_embeddings=True,
                 pad_token_id=0,
-                num_labels=len(LABELS),
+                **HEAD,
             )
         ),
         note="SmolLM2-135M has random weights of the published model's shapes, and is a classifier, as the tool "
@@ -131,7 +135,7 @@ def large_encoder(layers: int, *, dtype: torch.dtype = torch.float32, on: torch.
     )
     torch.manual_seed(0)
     with on or device():
-        model: BertModel = BertModel(config).to(dtype).eval()
+        model: BertModel = BertModel(config).to(dtype).eval()  # type: ignore[arg-type]  # wrapped without its types
     return model
 
 

@@ -88,7 +88,7 @@ def ours(seed: int) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         record = run(replace(CONFIG, seed=seed), Path(folder) / "run")
     assert record.test is not None
-    return {"seconds": record.train_seconds, "accuracy": record.test.accuracy}
+    return {"seconds": record.train_seconds, "accuracy": record.test.figures["accuracy"]}
 
 
 def peft_run(seed: int, *, bfloat16: bool) -> Outcome:
@@ -96,7 +96,7 @@ def peft_run(seed: int, *, bfloat16: bool) -> Outcome:
     set_seed(seed)
     splits = prepare_data(CONFIG)
     loaded = load_classifier(find_model(CONFIG.model), splits.labels, seed=seed, attention="sdpa")
-    lora = PeftConfig(r=CONFIG.r, lora_alpha=CONFIG.alpha, target_modules="all-linear", task_type=TaskType.SEQ_CLS)
+    lora = PeftConfig(r=CONFIG.r, lora_alpha=int(CONFIG.alpha), target_modules="all-linear", task_type=TaskType.SEQ_CLS)
     model = get_peft_model(loaded.model, lora)
     parts = {
         name: encode(part, loaded.tokenizer, labels=splits.labels, max_tokens=CONFIG.max_tokens)

@@ -213,9 +213,9 @@ def _next_peft_load(model: PeftModel, folder: str) -> float:
 def _require_equal_outputs(ours: nn.Module, theirs: nn.Module) -> None:
     ids = torch.arange(SPECIAL_TOKENS, SPECIAL_TOKENS + 14, device=device()).view(2, 7)
     with torch.no_grad():
-        outputs = [model(input_ids=ids).last_hidden_state for model in (ours, theirs)]
-    if not torch.allclose(*outputs, atol=1e-4):
-        distance = float((outputs[0] - outputs[1]).abs().max())
+        our_output, their_output = (model(input_ids=ids).last_hidden_state for model in (ours, theirs))
+    if not torch.allclose(our_output, their_output, atol=1e-4):
+        distance = float((our_output - their_output).abs().max())
         raise UnequalWorkError(f"with the same adapter loaded, the outputs differ by up to {distance:.2g}")
 
 

@@ -64,7 +64,8 @@ def paper_block() -> str:
     parts = [
         f"[Every table, figure and verdict](results/paper/index.html) on one page, from {len(behind)} training runs. "
         f"{SCALE} Of the paper's claims, besides those about counts, {outcome_in_words(*paper)}; of those of later "
-        f"work {outcome_in_words(*later)}.",
+        f"work {outcome_in_words(*later)}. Most are judged by intervals over seeds on the same test rows, and some "
+        "share runs.",
         f"To read here: {', '.join(f'[{name}](results/paper/{name}.md)' for name in EXHIBITS)}.",
     ]
     for task in TASKS:
@@ -80,8 +81,8 @@ def paired(lora: Sequence[RunRecord], full: Sequence[RunRecord]) -> str:
     gap = difference(lora, full, own_score_on_test)
     if gap is None or gap.low is None or gap.high is None:
         return ""
-    said = "Seeds do not explain it" if gap.low > 0 or gap.high < 0 else "Seeds may explain it"
-    return f"{said}: on these very rows, pair by pair, LoRA minus full is {in_points(gap)}."
+    said = "do not explain it" if gap.low > 0 or gap.high < 0 else "may explain it"
+    return f"On these very rows seeds {said}: pair by pair, LoRA minus full is {in_points(gap)}."
 
 
 def console_lines(table: Table) -> list[str]:

@@ -131,8 +131,8 @@ class RunRecord:
     test: AnyScores | None
     """None where no test rows were given."""
     collapsed: bool
-    """Nothing was learnt: the kept model gives (nearly) one answer only, see `veneer.data.metrics.is_collapsed`, or the
-    training diverged in its first epoch."""
+    """Nothing was learnt: the kept model gives (nearly) one answer only to the validation rows, see
+    `veneer.data.metrics.is_collapsed`, or the training diverged in its first epoch. Test rows leave no run out."""
     train_curve: list[dict[str, float]]
     """`{"epoch": ..., "loss": ...}` at regular steps of training."""
     validation_curve: list[dict[str, float]]

@@ -3,6 +3,9 @@
 from dataclasses import fields
 from pathlib import Path
 
+from benchmarks import recipe
+
+from veneer.data.metrics import is_collapsed
 from veneer.paper.table_of_contents import all_sheets
 from veneer.report.paper_files import write_paper
 from veneer.results import read_results
@@ -21,6 +24,10 @@ def test_the_page_and_its_tables_are_made_from_the_committed_records(tmp_path):
     assert not different, "run: .venv/bin/veneer reproduce all --render-only"
 
 
+def test_the_recipes_table_is_made_from_the_committed_records():
+    assert recipe.table() == recipe.TABLE.read_text(), "run: .venv/bin/python -m benchmarks.recipe"
+
+
 def config_of(record):
     """The configuration of a record, of which JSON has made lists and an object."""
     known = {field.name for field in fields(RunConfig)}
@@ -34,3 +41,9 @@ def test_every_record_lies_where_its_configuration_is_looked_for():
         (record,) = read_results(folder).records
         assert Grid(folder=RUNS).place(config_of(record)) == folder
         assert not record.config["quick"]
+
+
+def test_whether_a_run_collapsed_is_told_by_its_validation_rows():
+    for folder in RUNS.iterdir():
+        (record,) = read_results(folder).records
+        assert record.collapsed == (record.best_epoch == 0 or is_collapsed(record.validation)), folder.name

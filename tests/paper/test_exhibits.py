@@ -238,7 +238,7 @@ def test_lora_is_held_against_the_size_that_is_best_on_validation_whatever_test_
         if record.validation.accuracy > 0.9:
             write_results(folder, replace(of, records=[replace(record, test=replace(record.test, accuracy=0.5))]))
     told = {verdict.claim: verdict for verdict in figure2.EXHIBIT.sheet(grid).verdicts}
-    verdict = told["LoRA, r_q = r_v = 8, does better than PrefixLayer at its best size"]
+    verdict = told["LoRA, r_q = r_v = 8, does better than PrefixLayer at the best size run"]
     assert verdict.outcome == "held"
     assert verdict.because.startswith("trec, l_p = 2, l_i = 2: +30.0 points")
 

@@ -48,8 +48,8 @@ def test_the_tables_own_score_is_what_the_verdicts_turn_with(grid):
     """On CoLA accuracy is 0.9 against 0.8, and Matthews's correlation of two equal classes 0.8 against 0.6."""
     keep_all(grid, glue.EXHIBIT, lambda config: 0.9 if config.method == "lora-qv" else 0.8)
     claim = glue.EXHIBIT.sheet(grid).verdicts[0]
-    assert "CoLA: +20.0 points" in claim.because
-    assert "RTE: +10.0 points" in claim.because
+    assert "; CoLA: +20.0 [" in claim.because
+    assert "; RTE: +10.0 [" in claim.because
 
 
 def test_of_sst2_a_sample_is_trained_on_but_not_at_the_papers_scale(grid):
@@ -101,7 +101,7 @@ def test_at_the_papers_size_collapsed_runs_are_left_out_and_told(grid):
         (kept,) = read_results(grid.place(config)).records
         write_results(grid.place(config), results(replace(kept, collapsed=True)))
     (verdict,) = roberta.EXHIBIT.sheet(grid).verdicts
-    assert verdict.because.count("over 4 common seeds (1 collapsed run left out)") == 2
+    assert verdict.because.count("(4; 1 collapsed run left out)") == 2
 
 
 def test_the_papers_scores_are_read_as_shares():

@@ -79,6 +79,26 @@ def test_the_one_task_that_makes_the_difference_is_named():
     assert "makes the difference" not in judge(claim="c", source="s", differences=alike).because
 
 
+def test_groups_of_tasks_are_told_apart_and_decide_nothing():
+    differences = {"a": gap(0.02, 0.005), "b": gap(0.02, 0.005), "c": gap(-0.01, 0.005), "d": None}
+    groups = {"one": ["a", "b"], "other": ["c", "d"], "none": ["d"]}
+    verdict = judge(claim="c", source="s", differences=differences, groups=groups)
+    assert verdict.outcome == judge(claim="c", source="s", differences=differences).outcome == "held"
+    assert "Apart: one alone held (+2.0 points" in verdict.because
+    assert "; other alone not held (-1.0 points, 95 % interval -1.5 to -0.5 over 3 common seeds)." in verdict.because
+    assert "none" not in verdict.because
+    alone = judge(claim="c", source="s", differences=differences, groups={"one": ["a", "b"]})
+    assert "Apart" not in alone.because
+
+
+def test_over_several_tasks_the_whole_comes_first_and_each_follows_in_short():
+    few = Number(value=0.1, low=0.0, high=0.2, num_runs=2, note="1 pair left out")
+    verdict = judge(claim="c", source="s", differences={"a": gap(0.02, 0.005), "b": gap(0.01, 0.005), "c": few})
+    assert verdict.because.startswith("Over a, b together: +1.5 points, 95 % interval +1.")
+    assert "a: +2.0 [+1.5, +2.5] (3); b: +1.0 [+0.5, +1.5] (3); c: +10.0" in verdict.because
+    assert "(2, too few to decide; 1 pair left out)." in verdict.because
+
+
 def test_two_pairs_decide_nothing_however_alike_they_are():
     equal = Number(value=0.02, low=0.02, high=0.02, num_runs=2)
     verdict = judge(claim="c", source="s", differences={"task": equal})
@@ -129,7 +149,7 @@ def test_a_task_is_learnt_where_one_method_beats_one_answer_beyond_the_noise_of_
     guessing, learnt = [record("full", 0.53, seed) for seed in range(3)], [record("lora-qv", 0.9, 0)]
     told = unlearnt(guessing, [])
     assert told is not None
-    assert "at best 0.530, where one answer for all rows scores 0.500" in told
+    assert "at best 0.530, which is not two standard errors above the 0.500 of one answer for all rows" in told
     assert unlearnt(guessing, learnt) is None
     assert unlearnt(learnt) is None
     assert unlearnt([record("full", 0.54, 0)]) is None

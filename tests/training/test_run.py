@@ -131,6 +131,15 @@ def test_a_run_that_diverges_late_is_saved_as_it_was_before(config, tmp_path, mo
     assert any("ended in epoch 2" in line and "epoch 1 is kept" in line for line in said)
 
 
+def test_whether_a_run_collapsed_is_told_by_validation_rows_and_not_by_the_test(config, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("veneer.training.run.is_collapsed", lambda scores: asked.append(scores) or True)
+    record = run(config, tmp_path / "run")
+    assert record.test is not None
+    assert asked == [record.validation]
+    assert record.collapsed
+
+
 def test_a_run_that_diverges_at_once_is_refused_and_leaves_nothing(config, tmp_path, monkeypatch):
     monkeypatch.setattr(KeepBest, "compute_metrics", diverging(1))
     before = contents(tmp_path)

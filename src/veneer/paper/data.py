@@ -6,7 +6,7 @@ from veneer.paper import table2
 from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, Number, Table, Verdict
 from veneer.paper.protocol import SCORED_ON, SMALL_MODEL, by_seed
 from veneer.paper.rates import sweep_of, tuned_runs
-from veneer.paper.tabulation import difference, found, mean, mean_curves
+from veneer.paper.tabulation import difference, found, mean, mean_curves, of_other_rows
 from veneer.paper.verdicts import MARGIN, judge, untested
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
@@ -93,7 +93,10 @@ def _table(task: str, records: Records) -> Table:
         title=f"Table 16 on {task}",
         columns=("Method", *HEADINGS[task].values(), *there),
         rows=tuple(rows),
-        notes=("Test accuracy: mean ± sample standard deviation over seeds; collapsed runs are left out and told.",),
+        notes=(
+            "Test accuracy: mean ± sample standard deviation over seeds; collapsed runs are left out and told.",
+            *of_other_rows(of for sizes in records[task].values() for of in sizes.values()),
+        ),
     )
 
 
@@ -130,7 +133,8 @@ def _verdicts(records: Records) -> tuple[Verdict, ...]:
         ),
         *(
             judge(
-                claim=f"With 100 rows full fine-tuning does better than {ENTRIES[method][0]}",
+                claim=f"With 100 rows full fine-tuning does better than {ENTRIES[method][0]}, each at its rate for all "
+                "rows",
                 source="Table 16, appendix F",
                 differences=minus("full", method, 100, [TASK]),
             )

@@ -179,9 +179,10 @@ class Contents:
 
 
 BY_SEEDS = (
-    "Trained models are compared by 95 % intervals over seeds on the same test rows: they tell how much seeds matter, "
-    "not how much other rows would. A comparison is made for each claim, and again whenever runs are added; were there "
-    "no differences at all, chance alone would still decide about one in twenty of the claims that something is better."
+    "Trained models are compared by 95 % intervals over seeds on the same test rows, the same tasks and the chosen "
+    "rates: they tell how much seeds matter, not how much other rows, tasks or rates would. A comparison is made for "
+    "each claim, and again whenever runs are added, and some claims share runs; were there no differences at all, "
+    "chance alone would still decide about one in twenty of the claims that something is better."
 )
 """What whoever reads verdicts on trained models must know."""
 

@@ -47,9 +47,12 @@ def runs(grid: Grid) -> list[RunConfig]:
 def contents(grid: Grid, measurement: Measurement | None) -> Contents:
     """Return a table for each task and model that has runs beside the paper's, and the verdicts over all of them."""
     tables, records = [], {}
+    groups: dict[str, list[str]] = {}
     for task, model in _parts():
         of = {method: found(grid, runs_of(grid, task, method, model)) for method in ENTRIES}
-        records[TASKS[task].folder + ("" if model["model"] == MODEL else f" with {model['model']}")] = of
+        name = TASKS[task].folder + ("" if model["model"] == MODEL else f" with {model['model']}")
+        records[name] = of
+        groups.setdefault(model["model"], []).append(name)
         if any(of.values()):
             tables.append(method_table(task, of, (TASKS[task].folder, "Avg"), model=model["model"]))
     swept = [
@@ -57,7 +60,9 @@ def contents(grid: Grid, measurement: Measurement | None) -> Contents:
         for task, model in _parts()
         for method, entry in ENTRIES.items()
     ]
-    return Contents(tables=(_tasks_table(), *tables, rates_table(grid, "glue-rates", swept)), verdicts=claims(records))
+    return Contents(
+        tables=(_tasks_table(), *tables, rates_table(grid, "glue-rates", swept)), verdicts=claims(records, groups)
+    )
 
 
 def _tasks_table() -> Table:
@@ -98,6 +103,9 @@ EXHIBIT = Exhibit(
         "the train set, may hold parts of the same sentences, which favours what remembers them. GLUE's dev set is the "
         "test set here and chooses nothing. Texts are cut at 128 tokens, of RTE's pairs an eighth; the paper reads up "
         "to 512.",
+        "Rules: that a sweep takes half steps where its neighbours collapsed, and that a task which nobody learnt "
+        "decides nothing, was settled when the first runs on MRPC were known; at the rate chosen before, 0.001, LoRA "
+        "on query and value minus full fine-tuning was -1.3 points there, 95 % interval -4.9 to +2.2.",
         "Points of accuracy, of Matthews's and of Pearson's correlation count alike where tasks are put together, as "
         "in the paper's average; but MRPC, RTE and CoLA count once for each model that was trained on them.",
     ),

@@ -10,8 +10,16 @@ from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, N
 from veneer.paper.forgetting_measurement import METHODS as FORGETTING
 from veneer.paper.forgetting_measurement import NEIGHBOURS, ROWS, measure
 from veneer.paper.protocol import ON_TREC, by_seed
-from veneer.paper.rates import best, chosen_rate, runs_at, sweep_of, tuned_runs
-from veneer.paper.tabulation import difference, found, mean, mean_curves, mean_difference, own_score_on_validation
+from veneer.paper.rates import chosen_rate, runs_at, sweep_of, tuned_runs
+from veneer.paper.tabulation import (
+    difference,
+    found,
+    mean,
+    mean_curves,
+    mean_difference,
+    of_other_rows,
+    own_score_on_validation,
+)
 from veneer.paper.verdicts import judge, not_measured, not_run
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
@@ -137,6 +145,7 @@ def _compared(sides: Sequence[tuple[list[RunRecord], ...]]) -> Table:
         rows=tuple(rows),
         notes=(
             "Mean ± sample standard deviation over seeds; the difference is over common seeds, with its 95 % interval.",
+            *of_other_rows(mine for both in sides for mine in both),
         ),
     )  # fmt: skip
 
@@ -201,27 +210,35 @@ def _ten_times(wide: Mapping[str, Mapping[float, Sequence[RunRecord]]]) -> Itera
         if any(len(of) < len(SEEDS) for side in (method, "full") for of in wide[side].values()):
             yield not_run(claim, WITHOUT_REGRET, "Not all rates were run with every seed yet.")
             continue
-        pairs = zip(_best_rates(wide[method]), _best_rates(wide["full"]), strict=True)
-        ratios = [lora / full for lora, full in pairs]
+        lora, full = (_best_rates(wide[side]) for side in (method, "full"))
+        ratios = sorted(one / other for one in lora for other in full)
         agreeing = [TEN_TIMES[0] <= ratio <= TEN_TIMES[1] for ratio in ratios]
         outcome: Outcome = "held" if all(agreeing) else "not held" if not any(agreeing) else "undecided"
         yield Verdict(
             claim=claim,
             source=WITHOUT_REGRET,
             outcome=outcome,
-            because="The best of five rates on validation rows, seed by seed: "
-            f"{', '.join(f'{ratio:.0f}' for ratio in ratios)} times. About ten means more than {TEN_TIMES[0]:.1f} and "
-            f"less than {TEN_TIMES[1]:.1f}; the rates lie half a decade apart.",
+            because="Of five rates, half a decade apart, the best by its mean on validation rows is "
+            f"{lora[0]:g} against {full[0]:g}, {lora[0] / full[0]:.0f} times. {len(SEEDS)} seeds do not tell LoRA's "
+            f"from {_in_words(lora[1:])}, nor full fine-tuning's from {_in_words(full[1:])}: among these the least "
+            f"ratio is {ratios[0]:.0f} and the largest {ratios[-1]:.0f}. About ten means more than "
+            f"{TEN_TIMES[0]:.1f} and less than {TEN_TIMES[1]:.1f}.",
         )
 
 
+def _in_words(rates: Sequence[float]) -> str:
+    return " and ".join(f"{rate:g}" for rate in rates) or "no other"
+
+
 def _best_rates(rates: Mapping[float, Sequence[RunRecord]]) -> list[float]:
-    """Return each seed's best rate."""
-    by_number: dict[int, list[RunRecord]] = {}
-    for records in rates.values():
-        for record in records:
-            by_number.setdefault(record.seed, []).append(record)
-    return [float(best(by_number[seed]).config["learning_rate"]) for seed in sorted(by_number)]
+    """Return the rate with the best mean over seeds, and then those that cannot be told from it by a 95 % interval.
+
+    A rate at which a run collapsed is not among them, but where every rate has one.
+    """
+    good = {rate: of for rate, of in rates.items() if not any(record.collapsed for record in of)} or rates
+    first = max(good, key=lambda rate: fmean(own_score_on_validation(record) for record in good[rate]))
+    gaps = {rate: difference(good[first], of, own_score_on_validation) for rate, of in good.items() if rate != first}
+    return [first, *(rate for rate, gap in gaps.items() if gap is not None and (gap.low is None or gap.low <= 0))]
 
 
 def _forget_less(runs_kept: Sequence[Mapping[str, Any]], *, quick: bool) -> tuple[Verdict, ...]:
@@ -244,7 +261,13 @@ def _forget_less(runs_kept: Sequence[Mapping[str, Any]], *, quick: bool) -> tupl
         )
         cosine = minus_full(method, "cosine")
         ends = "" if cosine.low is None else f", 95 % interval {cosine.low:+.3f} to {cosine.high:+.3f}"
-        beside = f" The cosine to before, which does not decide: {cosine.value:+.3f}{ends}."
+        rate, full_rate = (
+            next(run["learning_rate"] for run in runs_kept if run["method"] == name) for name in (method, "full")
+        )
+        beside = (
+            f" The cosine to before, which does not decide: {cosine.value:+.3f}{ends}. Measured at the chosen rates, "
+            f"{rate:g} and {full_rate:g}; others that learn as much may forget more, or less."
+        )
         verdicts.append(replace(verdict, because=verdict.because + beside))
     return tuple(verdicts)
 

@@ -48,10 +48,10 @@ SMALL_MODEL = (
 )
 SHORT_TRAINING = (
     "Training: 3 epochs in batches of 32, without dropout in the pretrained layers whatever the method "
-    "(results/recipe.md has both); each method's learning rate is the best of three or more on validation rows with "
-    "seed 0, whose run then counts as one of the seeds. The paper sweeps rates too and trains for 2 to 80 epochs. Most "
-    "runs are best in their last epoch, LoRA's more often than full fine-tuning's, so that longer training might "
-    "change the order."
+    "(results/recipe.md has both: LoRA's mean comes nearer to full fine-tuning's without it, by no more than seeds "
+    "explain); each method's learning rate is the best of three or more on validation rows with seed 0, whose run then "
+    "counts as one of the seeds. The paper sweeps rates too and trains for 2 to 80 epochs. Most runs are best in their "
+    "last epoch, so that longer training might change the order."
 )
 SCORED_ON = (
     "Score: what the task is judged by, which is accuracy but for some of GLUE's, on test rows. They choose no rate "

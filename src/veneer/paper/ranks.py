@@ -8,7 +8,7 @@ from veneer.paper.architectures import QUERY_VALUE
 from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, Number, Table, Verdict
 from veneer.paper.protocol import ON_BOTH, TASKS, by_seed
 from veneer.paper.rates import sweep_of, tuned_runs
-from veneer.paper.tabulation import difference, found, mean, mean_curves, median_on_dev
+from veneer.paper.tabulation import difference, found, mean, mean_curves, median_on_dev, of_other_rows
 from veneer.paper.verdicts import MARGIN, judge
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
@@ -113,7 +113,10 @@ def _table_5(task: str, records: Mapping[Choice, Sequence[RunRecord]]) -> Table:
             "MultiNLI there, %",
         ),
         rows=tuple(rows),
-        notes=("The paper's GPT-3 trains 18,874,368 parameters in every row; seeds move its figures by 0.5 and 0.1.",),
+        notes=(
+            "The paper's GPT-3 trains 18,874,368 parameters in every row; seeds move its figures by 0.5 and 0.1.",
+            *of_other_rows(records[choice] for choice in TABLE_5),
+        ),
     )  # fmt: skip
 
 
@@ -132,6 +135,7 @@ def _table_6(task: str, records: Mapping[Choice, Sequence[RunRecord]]) -> Table:
         notes=(
             "Test accuracy: mean ± sample standard deviation over seeds.",
             "The paper prints W_q with r = 8 on MultiNLI as 90.7 here and as 91.0 in Table 5.",
+            *of_other_rows(records[Choice(weights, r)] for weights in LINES for r in RANKS),
         ),
     )
 

@@ -7,7 +7,7 @@ from veneer.paper.exhibit import Cell, Contents, Exhibit, Measurement, Table
 from veneer.paper.protocol import ON_TREC, by_seed
 from veneer.paper.ranks import METHOD, ONE_RATE, SEEDS, Choice, changes_of
 from veneer.paper.rates import sweep_of, tuned_runs
-from veneer.paper.tabulation import difference, found, mean, mean_curves
+from veneer.paper.tabulation import difference, found, mean, mean_curves, of_other_rows
 from veneer.paper.verdicts import MARGIN, judge
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
@@ -94,6 +94,7 @@ def _table(records: Records) -> Table:
         notes=(
             "Mean ± sample standard deviation over seeds. Alpha is 16 throughout, so the update is scaled by 16 / r: "
             "the page on modern checks asks what happens where it is not.",
+            *of_other_rows(records.values()),
         ),
     )
 

@@ -35,6 +35,8 @@ NOT_ATTEMPTED = (
     "4 only the counts are here.",
     "MNLI, QNLI and QQP, and what starts from an adapter trained on MNLI.",
     "RoBERTa large, DeBERTa XXL, GPT-2 and GPT-3 as models that are trained; Table 8, few-shot prompting.",
+    "What training saves on a large model: up to two thirds of the memory, a quarter of the time (section 4.2); "
+    "`veneer compare` tells both for its own runs.",
     "The base's masked-word loss after fine-tuning: no pretrained model at hand has that head. What it keeps of its "
     "sentence embeddings is measured instead.",
 )

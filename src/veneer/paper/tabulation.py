@@ -8,7 +8,7 @@ independent means with variances of their own (Welch 1947).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, median, stdev
 
 from scipy.stats import t as student  # type: ignore[import-untyped]  # scipy ships no types
@@ -69,6 +69,28 @@ def guess(record: RunRecord) -> float:
 def noise(record: RunRecord, reached: float) -> float:
     """Return by how much other rows, as many as these, would move such a score: two standard errors."""
     return _noise(record, scores_on_test(record), reached)
+
+
+def of_other_rows(rows: Iterable[Sequence[RunRecord]], read: Read = accuracy_on_test) -> tuple[str, ...]:
+    """Return what a table's intervals over seeds leave out, as its note; none where there is no run.
+
+    Args:
+        rows: the runs behind each mean, all of one task.
+        read: the figure that is tabulated, of the rows that chose nothing.
+    """
+    moves = {
+        f"{noise(records[0], reached.value):.3f}": scores_on_test(records[0]).num_examples
+        for records in rows
+        if (reached := mean(records, read)) is not None
+    }
+    if not moves:
+        return ()
+    least, most = min(moves), max(moves)
+    by = f"about ±{least}" if least == most else f"±{least} to ±{most}"
+    return (
+        f"Other rows of the same kind, as many as these {moves[least]:,}, would move each score by {by} (two standard "
+        "errors), and a difference by less, as far as methods err on the same rows. The intervals leave this out.",
+    )
 
 
 def noise_on_validation(record: RunRecord) -> float:
@@ -229,8 +251,7 @@ def average(numbers: Sequence[Number]) -> Number:
     variance = sum(error**2 for error, _ in parts)
     freedom = variance**2 / sum(error**4 / freedom for error, freedom in parts) if variance else 1.0
     center, half = fmean(number.value for number in numbers), _quantile(freedom) * math.sqrt(variance) / len(numbers)
-    num_runs = min(number.num_runs or 0 for number in numbers)
-    return Number(value=center, low=center - half, high=center + half, num_runs=num_runs, signed=True)
+    return Number(value=center, low=center - half, high=center + half, signed=True)
 
 
 def _standard_error(number: Number) -> tuple[float, int]:

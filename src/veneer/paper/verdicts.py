@@ -1,6 +1,6 @@
 """From numbers to a verdict: whether differences between two methods, over seeds and tasks, decide a claim."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from veneer.paper.exhibit import Number, Outcome, Verdict
 from veneer.paper.tabulation import average, guess, mean, noise, own_score_on_test
@@ -20,6 +20,7 @@ def judge(
     differences: Mapping[str, Number | None],
     margin: float | None = None,
     unlearnt: Mapping[str, str] | None = None,
+    groups: Mapping[str, Collection[str]] | None = None,
 ) -> Verdict:
     """Return the verdict on "the first is better", or with a margin on "the first is no worse".
 
@@ -33,39 +34,44 @@ def judge(
         differences: task -> first - second; None where there is no pair of runs.
         margin: how much worse still counts as no worse, in the score's own unit.
         unlearnt: tasks that cannot tell one from the other -> why, in words.
+        groups: name -> tasks whose own verdict is told beside; it decides nothing.
     """
     if not any(differences.values()):
         return not_run(claim, source)
     bar, without = 0.0 if margin is None else -margin, unlearnt or {}
-    told = [
-        f"{task}: {_told(number, bar)}" + (f"; {without[task]}, so it decides nothing" if task in without else "")
-        for task, number in differences.items()
-        if number is not None
-    ]
-    missing = ", ".join(task for task, number in differences.items() if number is None)
-    because = "; ".join(told) + "." + (f" Not run yet: {missing}." if missing else "")
-    deciding = {
-        task: number
-        for task, number in differences.items()
-        if number is not None and _can_decide(number) and task not in without
-    }
+    measured = {task: number for task, number in differences.items() if number is not None}
+    deciding = {task: one for task, one in measured.items() if _can_decide(one) and task not in without}
     overall = average(list(deciding.values())) if deciding else None
-    if overall is not None and len(deciding) > 1:
-        because += f" Over {'; '.join(deciding)} together: {_told(overall, bar)}.{_hanging_on(deciding, bar)}"
+    parts = []
+    if len(deciding) > 1:
+        assert overall is not None, "there are tasks to average"
+        parts.append(f"Over {', '.join(deciding)} together: {_told(overall, bar)}")
+        parts += _hanging_on(deciding, bar)
+        parts += _of_groups(groups or {}, deciding, bar)
     elif deciding and len(differences) > 1:
-        because += f" Judged by {next(iter(deciding))} alone."
+        parts.append(f"Judged by {next(iter(deciding))} alone")
+    is_brief = len(deciding) > 1
+    told = "; ".join(
+        f"{task}: {_in_short(number, bar) if is_brief else _told(number, bar)}"
+        + (f"; {without[task]}, so it decides nothing" if task in without else "")
+        for task, number in measured.items()
+    )
+    parts.append(f"Task by task, in points, common seeds in brackets: {told}" if is_brief else told)
+    if missing := ", ".join(task for task, number in differences.items() if number is None):
+        parts.append(f"Not run yet: {missing}")
     if margin is not None:
-        because += (
-            f" No worse means by less than {100 * margin:.1f} points, a margin set here: seeds move the paper's own "
-            "scores in Table 2 by 0.1 to 1.2 (RoBERTa base, LoRA)."
+        parts.append(
+            f"No worse means by less than {100 * margin:.1f} points, a margin set here: seeds move the paper's own "
+            "scores in Table 2 by 0.1 to 1.2 (RoBERTa base, LoRA)"
         )
+    because = " ".join(f"{part}." for part in parts)
     return Verdict(claim=claim, source=source, outcome=_decide(overall, bar), because=because)
 
 
-def _hanging_on(deciding: Mapping[str, Number], bar: float) -> str:
-    """Return without which one of three or more tasks the outcome would be another, as a sentence."""
-    if len(deciding) < 3:  # of two tasks each alone has been told
-        return ""
+def _hanging_on(deciding: Mapping[str, Number], bar: float) -> list[str]:
+    """Return without which one of three or more tasks the outcome would be another, as no sentence or one."""
+    if len(deciding) < 3:  # of two tasks each alone is told
+        return []
     outcome = _decide(average(list(deciding.values())), bar)
     others = {task: average([one for other, one in deciding.items() if other != task]) for task in deciding}
     parts = [
@@ -73,7 +79,15 @@ def _hanging_on(deciding: Mapping[str, Number], bar: float) -> str:
         for task, rest in others.items()
         if _decide(rest, bar) != outcome
     ]
-    return f" One task makes the difference: {'; '.join(parts)}." if parts else ""
+    return [f"One task makes the difference: {'; '.join(parts)}"] if parts else []
+
+
+def _of_groups(groups: Mapping[str, Collection[str]], deciding: Mapping[str, Number], bar: float) -> list[str]:
+    """Return what each of two or more groups of these tasks would decide alone, as no sentence or one."""
+    numbers = {name: [one for task, one in deciding.items() if task in tasks] for name, tasks in groups.items()}
+    means = {name: average(of) for name, of in numbers.items() if of}
+    parts = [f"{name} alone {_decide(mean, bar)} ({in_points(mean, bar)})" for name, mean in means.items()]
+    return [f"Apart: {'; '.join(parts)}"] if len(parts) > 1 else []
 
 
 def _decide(overall: Number | None, bar: float) -> Outcome:
@@ -91,7 +105,7 @@ def _told(number: Number, bar: float) -> str:
     text = in_points(number, bar)
     if number.low is None or number.high is None:
         return text
-    if not _can_decide(number):
+    if number.num_runs is not None and not _can_decide(number):
         return f"{text}, too few to decide"
     return text + _placed(number.low, number.high, bar)
 
@@ -116,14 +130,31 @@ def in_points(number: Number, bar: float = 0.0) -> str:
         bar: what the interval is held against; where one decimal would put an end on it, there are more.
     """
     points = f"{100 * number.value:+.1f} points"
-    noted = f" ({number.note})" if number.note else ""
-    over = f"over {number.num_runs} common seed{'s' * (number.num_runs != 1)}{noted}"
+    over = ""
+    if number.num_runs is not None:
+        noted = f" ({number.note})" if number.note else ""
+        over = f" over {number.num_runs} common seed{'s' * (number.num_runs != 1)}{noted}"
+    ends = _ends(number, bar)
+    return f"{points} without a spread{over}" if ends is None else f"{points}, 95 % interval {' to '.join(ends)}{over}"
+
+
+def _in_short(number: Number, bar: float) -> str:
+    """Return the same as "+1.2 [+0.3, +2.1] (5)"."""
+    ends = _ends(number, bar)
+    interval = "" if ends is None else f" [{', '.join(ends)}]"
+    few = "" if _can_decide(number) else ", too few to decide"
+    noted = f"; {number.note}" if number.note else ""
+    return f"{100 * number.value:+.1f}{interval} ({number.num_runs}{few}{noted})"
+
+
+def _ends(number: Number, bar: float) -> tuple[str, str] | None:
+    """Return both ends of the interval in points, with as many decimals as tell on which side of the bar they lie."""
     if number.low is None or number.high is None:
-        return f"{points} without a spread {over}"
+        return None
     ends = [100 * end for end in (number.low, number.high)]
     digits = next((digits for digits in (1, 2) if all(round(end - 100 * bar, digits) for end in ends)), 3)
     low, high = (f"{end:+.{digits}f}" for end in ends)
-    return f"{points}, 95 % interval {low} to {high} {over}"
+    return low, high
 
 
 def untested(claim: str, source: str, because: str) -> Verdict:
@@ -153,5 +184,8 @@ def unlearnt(*methods: Sequence[RunRecord]) -> str | None:
         return None
     record = done[0][0]
     is_learnt = best > guess(record) + noise(record, best)
-    told = f"at best {best:.3f}, where one answer for all rows scores {guess(record):.3f}: not learnt"
+    told = (
+        f"at best {best:.3f}, which is not two standard errors above the {guess(record):.3f} of one answer for all "
+        "rows: not learnt"
+    )
     return None if is_learnt else told

@@ -144,9 +144,11 @@ def _within_noise(one: MethodSummary, other: MethodSummary) -> tuple[str, ...]:
     if not within_noise(one, other):
         return ()
     difference = abs(one.score.mean - other.score.mean)
+    seeds = " and seeds" * (one.score.sd is not None or other.score.sd is not None)
     return (
-        f"The difference of {difference:.3f} is within the noise: {count(one.num_examples)} {one.split} rows cannot "
-        f"tell apart what differs by less than about {noise(one, other):.3f} (two standard errors).",
+        f"The difference of {difference:.3f} is within the noise: another {count(one.num_examples)} {one.split} rows"
+        f"{seeds} might move it by about {noise(one, other):.3f} (two standard errors; by less as far as both err on "
+        "the same rows).",
     )
 
 

@@ -348,7 +348,7 @@ def _record(
         best_epoch=best.best_epoch,
         validation=best.best,
         test=test,
-        collapsed=best.best_epoch == 0 or is_collapsed(test or best.best),
+        collapsed=best.best_epoch == 0 or is_collapsed(best.best),
         train_curve=outcome.train_curve,
         validation_curve=best.history,
         test_curve=best.test_history,
