@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_origin, get_type_hints
 
 from veneer.errors import ConfigError
 from veneer.files import write_text
@@ -170,17 +170,53 @@ class Results:
 
 
 def record_from_json(value: Mapping[str, Any]) -> RunRecord:
-    """Return the record that `asdict` turned into `value`; a missing or unknown field is a `ConfigError`."""
-    known = {f.name for f in fields(RunRecord)}
+    """Return the record that `asdict` turned into `value`.
+
+    Raises:
+        ConfigError: a field is missing, unknown or of another kind, or scores contradict their own confusion matrix.
+    """
     value = {"test_curve": [], **value}  # records older than this field
+    known = {f.name for f in fields(RunRecord)}
     if known != set(value):
-        raise ConfigError(f"a run record must hold exactly the fields {sorted(known)}, but holds {sorted(value)}")
-    scores = {split: value[split] and _scores_from_json(value[split]) for split in ("validation", "test")}
-    return RunRecord(**{**value, **scores})
+        missing, unknown = (", ".join(sorted(names)) for names in (known - set(value), set(value) - known))
+        raise ConfigError(
+            f"a run record has fields of its own; missing: {missing or 'none'}, unknown: {unknown or 'none'}"
+        )
+    scores = {
+        split: None if value[split] is None else _scores_from_json(value[split]) for split in ("validation", "test")
+    }
+    record = RunRecord(**{**value, **scores})
+    _require_kinds(record)
+    return record
 
 
 def _scores_from_json(value: Mapping[str, Any]) -> AnyScores:
-    return RegressionScores(**value) if "pearson" in value else Scores(**value)
+    scores = RegressionScores(**value) if "pearson" in value else Scores(**value)
+    _require_kinds(scores)
+    if isinstance(scores, Scores):
+        rows, hits = sum(map(sum, scores.confusion)), sum(row[place] for place, row in enumerate(scores.confusion))
+        if rows != scores.num_examples or abs(hits - scores.accuracy * rows) > 1:
+            raise ConfigError(
+                f"an accuracy of {scores.accuracy:g} on {scores.num_examples} rows contradicts its confusion matrix, "
+                f"which has {hits} hits on {rows} rows"
+            )
+    return scores
+
+
+_KINDS: Mapping[Any, tuple[type, ...]] = {float: (int, float)} | {
+    kind: (kind,) for kind in (int, str, bool, list, dict)
+}
+"""What a field is said to be -> what JSON makes of it."""
+
+
+def _require_kinds(value: RunRecord | AnyScores) -> None:
+    """Raise where a field of a record, or of scores, is of another kind than it is said to be, or no finite number."""
+    for name, hint in get_type_hints(type(value)).items():
+        kinds, found = _KINDS.get(get_origin(hint) or hint), getattr(value, name)
+        if kinds is None:  # scores, which are read by themselves
+            continue
+        if type(found) not in kinds or (type(found) is float and not math.isfinite(found)):
+            raise ConfigError(f"{name} is {found!r}, which is no {getattr(hint, '__name__', hint)}")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -205,11 +241,12 @@ def read_results(path: Path) -> Results:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
         if value["schema"] != RESULTS_SCHEMA:
-            raise ConfigError(f"{file} has schema {value['schema']!r}, but this version reads schema {RESULTS_SCHEMA}")
-        return Results(**{**value, "records": [record_from_json(record) for record in value["records"]]})
+            raise ConfigError(f"it has schema {value['schema']!r}, but this version reads schema {RESULTS_SCHEMA}")
+        results = Results(**{**value, "records": [record_from_json(record) for record in value["records"]]})
+        if not isinstance(results.machine, dict) or not isinstance(results.versions, dict):
+            raise ConfigError("machine and versions must be objects")
+        return results
     except FileNotFoundError:
         raise ConfigError(f"no results file at {file}: give a run folder or the path of its {RESULTS_FILE}") from None
-    except (ValueError, TypeError, KeyError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise ConfigError(f"{file} is not a results file: {error}") from None

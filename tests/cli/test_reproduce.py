@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def exhibits(monkeypatch, tiny, tables):
 
     def measure(watcher, grid, quick):
         measured.append(quick)
-        return {"quick": quick}
+        return {"quick": quick, "machine": {}, "versions": {}}
 
     def contents(grid, measurement):
         row = (mean(found(grid, runs)), "measured" if measurement else "not measured")
@@ -141,6 +142,13 @@ def test_a_folder_without_records_is_told(scratch, exhibits):
         assert ended.code == 2
         assert "does not exist, and the page in results/paper would give way" in ended.err
         assert (scratch / "results/paper/index.html").read_bytes() == page
+    (scratch / "results/first-light").mkdir()
+    ended = veneer("reproduce", "small", "--render-only", "--runs", "results")
+    assert ended.code == 2
+    assert "results holds no record of a run, and the page in results/paper would give way" in " ".join(
+        ended.err.split()
+    )
+    assert (scratch / "results/paper/index.html").read_bytes() == page
     worked("reproduce", "small")
     assert "no records" not in worked("reproduce", "small", "--render-only").err
 
@@ -210,8 +218,7 @@ def test_a_quick_measurement_gives_way_to_a_whole_one_and_never_the_other_way(sc
 
 
 def test_rendering_elsewhere_takes_the_measurements_that_are_committed_unless_there_are_others(scratch, exhibits):
-    (scratch / "results/runs").mkdir(parents=True)
-    worked("reproduce", "timed")
+    worked("reproduce", "all")
     ended = worked("reproduce", "timed", "--render-only", "--out", "elsewhere")
     assert "the measurement itself" not in ended.out
     assert "those of results/paper are taken" in " ".join(ended.err.split())
@@ -223,10 +230,47 @@ def test_rendering_elsewhere_takes_the_measurements_that_are_committed_unless_th
 
 
 def test_an_unknown_exhibit_lists_the_known(scratch, exhibits):
-    ended = veneer("reproduce", "smal")
+    ended = veneer("reproduce", "timed", "smal")
     assert ended.code == 2
     assert "'small'" in ended.err
     assert "all" in ended.err
+    none = veneer("reproduce")
+    assert none.code == 2
+    assert "name one or more exhibits: small, timed, all" in none.err
+
+
+def test_several_exhibits_are_done_together(scratch, exhibits):
+    ended = worked("reproduce", "timed", "small")
+    assert "Missing" not in ended.out
+    assert "n = 2" in ended.out
+    assert exhibits == [False]
+
+
+def test_files_that_are_not_of_an_earlier_page_are_never_overwritten(scratch, exhibits):
+    for name in ("index.html", "small.md"):
+        folder = scratch / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        ended = veneer("reproduce", "small", "--out", folder)
+        assert ended.code == 2
+        assert f"holds {name}, which Veneer did not write" in ended.err
+        assert "[1/" not in ended.err
+        assert [(file.name, file.read_text()) for file in folder.iterdir()] == [(name, "mine")]
+    worked("reproduce", "small", "--out", "new")
+    worked("reproduce", "small", "--render-only", "--out", "new")
+
+
+def test_how_long_the_missing_runs_take_is_told_by_those_that_are_there(scratch, exhibits):
+    assert "would take" not in worked("reproduce", "small", "--budget", "0s").err
+    worked("reproduce", "small")
+    for folder in list((scratch / "results/runs").iterdir())[:1]:
+        shutil.rmtree(folder)
+    (kept,) = [json.loads(file.read_text()) for file in (scratch / "results/runs").rglob("results.json")]
+    kept["records"][0]["train_seconds"] = 7200.0
+    next((scratch / "results/runs").rglob("results.json")).write_text(json.dumps(kept))
+    ended = worked("reproduce", "small", "--budget", "0s")
+    assert "1 run is missing; where the others were done, they would take about 2.0 h" in " ".join(ended.err.split())
+    assert "the budget is spent: 1 run is still missing" in " ".join(ended.err.split())
 
 
 @pytest.mark.parametrize(
@@ -251,7 +295,7 @@ def test_all_leaves_out_what_has_to_be_asked_for_by_name(monkeypatch):
 
     def wanted(name, glue):
         chosen = every if name == "all" else [exhibits[name]]
-        return {exhibit.name for exhibit in reproduce._with_data(chosen, name, glue)}
+        return {exhibit.name for exhibit in reproduce._with_data(chosen, [name], glue)}
 
     monkeypatch.delenv(VARIABLE, raising=False)
     assert wanted("all", None) == set(exhibits) - {"glue", "roberta"}

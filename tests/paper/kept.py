@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tests.report.records import record, regression, results
+from tests.report.records import of_config, results
 from veneer.paper.exhibit import Exhibit, Number
 from veneer.results import write_results
 from veneer.training.config import RunConfig
@@ -15,10 +15,9 @@ def keep(grid: Grid, configs: Sequence[RunConfig], accuracy: Callable[[RunConfig
     for config in configs:
         folder = grid.place(config)
         folder.mkdir(parents=True)
-        make = regression if config.data == "glue/stsb" else record
-        made = make(config.method, accuracy(config), config.seed, data=config.data)
+        made = of_config(config, accuracy(config))
         watched = [{"epoch": 1, **made.test.figures}] if config.watch_test and made.test else []
-        write_results(folder, results(replace(made, config=config.resolved().to_json(), test_curve=watched)))
+        write_results(folder, results(replace(made, test_curve=watched)))
 
 
 def keep_sweeps(grid: Grid, exhibit: Exhibit, accuracy: Callable[[RunConfig], float]) -> None:

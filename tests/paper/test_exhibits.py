@@ -1,5 +1,7 @@
 """Every exhibit renders from nothing, names what is missing, and turns with its records."""
 
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.paper.kept import keep, keep_all, keep_sweeps
-from tests.report.records import results
+from tests.report.records import scores
 from veneer.errors import ConfigError, UnknownNameError
 from veneer.paper import data, figure2, modern, ranks, table2, table18
 from veneer.paper.measurements import place, read_measurement, write_measurement
 from veneer.paper.protocol import by_seed
-from veneer.paper.table_of_contents import EXHIBITS, find_exhibits
+from veneer.paper.table_of_contents import ALSO_CALLED, EXHIBITS, find_exhibits
 from veneer.results import read_results, write_results
 from veneer.training import config as config_module
 from veneer.training.config import RunConfig
@@ -75,13 +77,14 @@ def test_only_the_precision_of_a_run_is_left_to_the_machine_and_no_sheet_shows_w
 
 
 def test_a_sheet_counts_its_runs_on_each_machine_where_there_are_two(grid):
-    keep_all(grid, table2.EXHIBIT, accuracies(0.85, 0.84, 0.80))
     assert not [line for line in table2.EXHIBIT.sheet(grid).scaled_down if line.startswith("Machines")]
-    (one,), (another,) = (list(grid.folder.glob(f"trec-full-seed{seed}-*")) for seed in (3, 4))
-    (kept,) = read_results(one).records
-    own = kept.config["precision"]
+    keep_all(grid, table2.EXHIBIT, accuracies(0.85, 0.84, 0.80))
+    one, other_one = table2.runs_of(grid, "trec", "full")[3:]
+    own = grid.find(one).config["precision"]
     other = {"bfloat16": "float32", "float32": "bfloat16"}[own]
-    write_results(one, results(replace(kept, config={**kept.config, "precision": other})))
+    shutil.rmtree(grid.place(one))
+    keep(grid, [replace(one, precision=other)], lambda config: 0.8)
+    another = grid.place(other_one)
     elsewhere = read_results(another)
     write_results(another, replace(elsewhere, machine={**elsewhere.machine, "cpu": "Intel Xeon"}))
     (line,) = [line for line in table2.EXHIBIT.sheet(grid).scaled_down if line.startswith("Machines")]
@@ -157,18 +160,33 @@ def test_one_budget_is_spent_in_every_row_of_table_5():
 
 def test_an_unknown_exhibit_lists_the_known():
     with pytest.raises(UnknownNameError, match=r"table2.*all"):
-        find_exhibits("table22")
-    assert find_exhibits("all") == list(EXHIBITS.values())
+        find_exhibits(["table2", "table22"])
+    with pytest.raises(ConfigError, match="name one or more exhibits: table2, glue"):
+        find_exhibits([])
+    assert find_exhibits(["all"]) == find_exhibits(["glue", "all"]) == list(EXHIBITS.values())
+    assert [exhibit.name for exhibit in find_exhibits(["ranks,", "table2", "ranks"])] == ["table2", "ranks"]
+
+
+def test_a_table_or_figure_of_the_paper_is_found_by_its_own_name():
+    """Each stands in its exhibit's own words."""
+    for name, own in ALSO_CALLED.items():
+        (exhibit,) = find_exhibits([name.capitalize()])
+        number = name.removeprefix("table").removeprefix("figure")
+        kind = "Table" if name.startswith("table") else "Figure"
+        assert exhibit.name == own
+        assert re.search(rf"{kind}s? (\d+(, | and ))*{number}\b", exhibit.shows), name
 
 
 def test_a_measurement_comes_back_as_it_was_written(tmp_path):
     assert read_measurement(tmp_path, "latency") is None
-    value = {"quick": True, "layers": [{"a": [0.5, 1.0]}]}
+    value = {"quick": True, "machine": {"cores": 2}, "versions": {}, "layers": [{"a": [0.5, 1.0]}]}
     write_measurement(tmp_path, "latency", value)
     assert read_measurement(tmp_path, "latency") == value
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": 99}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"schema": 99}', '{"schema": 1, "quick": true, "machine": null, "versions": {}}']
+)
 def test_what_is_no_measurement_is_refused_by_name(tmp_path, text):
     file = place(tmp_path, "latency")
     file.parent.mkdir()
@@ -236,7 +254,7 @@ def test_lora_is_held_against_the_size_that_is_best_on_validation_whatever_test_
         of = read_results(folder)
         (record,) = of.records
         if record.validation.accuracy > 0.9:
-            write_results(folder, replace(of, records=[replace(record, test=replace(record.test, accuracy=0.5))]))
+            write_results(folder, replace(of, records=[replace(record, test=scores(0.5))]))
     told = {verdict.claim: verdict for verdict in figure2.EXHIBIT.sheet(grid).verdicts}
     verdict = told["LoRA, r_q = r_v = 8, does better than PrefixLayer at the best size run"]
     assert verdict.outcome == "held"

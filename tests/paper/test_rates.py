@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.records import record, results
+from tests.report.records import of_config, results, scores
 from veneer.methods.table import METHODS, find_method
 from veneer.paper.rates import SEED, Swept, chosen_rate, rate_at, rates_table, sweep_of, tuned_runs
-from veneer.results import Scores, write_results
+from veneer.results import write_results
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
 
@@ -32,14 +32,8 @@ def keep(
 ) -> None:
     folder = grid.place(config)
     folder.mkdir(parents=True)
-    made = record(config.method, 0.5, config.seed, data=config.data)
-    assert made.test is not None
-
-    def scores(old: Scores, accuracy: float) -> Scores:
-        return replace(old, accuracy=accuracy, loss=loss)
-
-    found = {"validation": scores(made.validation, validation), "test": scores(made.test, test)}
-    write_results(folder, results(replace(made, **found, config=config.resolved().to_json(), collapsed=collapsed)))
+    found = {"validation": replace(scores(validation), loss=loss), "test": replace(scores(test), loss=loss)}
+    write_results(folder, results(of_config(config, **found, collapsed=collapsed)))
 
 
 def runs(grid: Grid) -> list[RunConfig]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from veneer.results import RegressionScores, Results, RunRecord, Scores
+from veneer.training.config import RunConfig
 
 SIZES = {"head": (0, 770), "lora-qv": (73_728, 770), "lora-all": (294_912, 770), "full": (0, 770)}
 BASE_PARAMETERS = 22_713_216
@@ -119,6 +120,13 @@ def regression(method: str = "lora-all", pearson: float = 0.8, seed: int = 0, **
         ],
     }
     return replace(record(method, 0.8, seed), **{**made, **changes})
+
+
+def of_config(config: RunConfig, accuracy: float = 0.8, **changes: Any) -> RunRecord:
+    """The run that a configuration defines; on STS-B `accuracy` is Pearson's correlation."""
+    make = regression if config.data == "glue/stsb" else record
+    own = {"data": config.data, "config": config.resolved().to_json()}
+    return make(config.method, accuracy, config.seed, **{**own, **changes})
 
 
 def collapsed(method: str, seed: int = 0, **changes: Any) -> RunRecord:

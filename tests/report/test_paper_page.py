@@ -231,7 +231,7 @@ def test_the_page_tells_how_verdicts_are_made_that_chance_makes_some_and_what_no
     otherwise = replace(SHEET, exhibit=ARITHMETIC, verdicts=tuple(told), decided_by="By trials.")
     page = page_of([by_seeds, otherwise])
     assert "33 claims, besides the counts, have been measured and 32 decided" in page
-    assert page.count(BY_SEEDS) == page.count("By trials.") == 1
+    assert page.count(str(escape(BY_SEEDS))) == page.count("By trials.") == 1
     for sheet, told_there in ((by_seeds, {BY_SEEDS}), (otherwise, {"By trials."}), (SHEET, set())):
         markdown = sheet_as_markdown(sheet, "figures")
         assert {line for line in (BY_SEEDS, "By trials.") if line in markdown} == told_there
@@ -241,16 +241,30 @@ def test_the_page_tells_how_verdicts_are_made_that_chance_makes_some_and_what_no
 def test_what_will_be_missing_after_the_sweeps_is_told_everywhere():
     sheet = replace(SHEET, following=("trec, houlsby: 3",))
     line = "Then runs at rates that are not chosen yet: trec, houlsby: 3"
-    assert line in page_of([sheet])
+    page = page_of([sheet])
+    assert page.index("Then runs at rates that are not chosen yet") < page.index("<li>trec, houlsby: 3</li>")
     assert line in sheet_as_markdown(sheet, "figures")
     assert line in "".join(map(str, sheet_on_terminal(sheet)))
     assert "not chosen yet" not in page_of([SHEET]) + sheet_as_markdown(SHEET, "figures")
 
 
+def test_a_note_of_several_tables_stands_under_the_first_that_is_shown_and_the_others_point_to_it():
+    first, second, third = (
+        replace(TABLE, name=name, title=name, notes=("shared", f"of {name}")) for name in ("ONE", "TWO", "THREE")
+    )
+    waiting = replace(first, name="zero", title="ZERO", rows=(("a", 3, None, None), ("b", 4, None, None)))
+    sheet = replace(SHEET, tables=(waiting, first, second, third))
+    for shown in (page_of([sheet]), sheet_as_markdown(sheet, "figures"), "".join(map(str, sheet_on_terminal(sheet)))):
+        after = shown[shown.index("ONE", shown.index("ZERO") + len("ZERO of ONE")) :]
+        assert after.count("shared") == 1
+        assert after.count("Further notes stand under a table above.") == 2
+        assert [after.count(f"of {name}") for name in ("ONE", "TWO", "THREE")] == [1, 1, 1]
+
+
 def test_a_table_that_waits_for_our_numbers_is_folded():
     waiting = replace(TABLE, rows=(("a", 3, None, None), ("b", 4, None, None)))
     page = page_of([replace(SHEET, tables=(waiting,))])
-    assert page.index("<details>") < page.index(WAITING) < page.index('<td class="start">a</td>')
+    assert page.index("<details>") < page.index(WAITING) < page.index('<td class="start short">a</td>')
     assert WAITING not in page_of([SHEET])
 
 

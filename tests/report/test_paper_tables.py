@@ -100,7 +100,7 @@ def test_a_narrow_terminal_breaks_no_number_and_names_the_columns_that_find_no_r
 
 
 def test_markdown_has_a_cell_for_each_and_escapes_its_own_signs():
-    lines = table_as_markdown(TABLE).splitlines()
+    lines = table_as_markdown(TABLE, TABLE.notes).splitlines()
     cells = [line.replace("\\|", "").count("|") for line in lines[:4]]
     assert cells == [5, 5, 5, 5]
     assert "\\[bold]x\\[/] \\*a\\_b\\*" in lines[2]
@@ -135,7 +135,7 @@ def test_a_table_waits_until_a_number_of_ours_is_in_it():
     assert is_waiting(empty)
     assert not is_waiting(TABLE)
     assert not is_waiting(replace(TABLE, rows=(("the paper's", 3, "87.2", "0.1"),)))
-    assert table_as_markdown(empty) == WAITING
+    assert table_as_markdown(empty, empty.notes) == WAITING
     shown = shown_on_terminal(replace(SHEET, tables=(empty,)))
     assert empty.title in shown
     assert WAITING in shown

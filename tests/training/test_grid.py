@@ -1,13 +1,14 @@
 """A grid of runs: what is there is not done again, and no run is half there."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
-from tests.report.records import record
+from tests.report.records import of_config, results
 from veneer.errors import ConfigError, DataError, DownloadError, VeneerError
-from veneer.results import RESULTS_FILE, Results, write_results
+from veneer.results import RESULTS_FILE, write_results
 from veneer.training import config as config_module
 from veneer.training import grid as module
 from veneer.training.config import RunConfig
@@ -37,9 +38,9 @@ def test_runs_that_are_there_are_found_and_not_done_again(tmp_path, monkeypatch,
     def run(config, folder, watcher, *, threads):
         if config.seed == 2 and failing:
             raise VeneerError("it cannot be done")
-        done = replace(record("head"), seed=config.seed)
+        done = of_config(config)
         folder.mkdir()
-        write_results(folder, Results(machine={}, versions={}, records=[done]))
+        write_results(folder, results(done))
         (folder / "adapter").mkdir()
         return done
 
@@ -62,7 +63,7 @@ def test_runs_that_cannot_be_done_keep_no_other_from_being_done_and_are_named_to
     def runner(config, watcher, workers):
         if config.seed in broken:
             raise broken[config.seed]("the model is no model")
-        return Results(machine={}, versions={}, records=[replace(record("full"), seed=config.seed)])
+        return results(of_config(config))
 
     grid, watcher = Grid(folder=tmp_path), Silent()
     broken = {0: ConfigError, 3: DataError}
@@ -81,11 +82,11 @@ def test_runs_that_cannot_be_done_keep_no_other_from_being_done_and_are_named_to
 def test_a_run_that_another_process_did_meanwhile_counts_once(tmp_path):
     def runner(config, watcher, workers):
         keep(grid, config)
-        return Results(machine={}, versions={}, records=[replace(record("full"), seed=9)])
+        return results(of_config(config, train_seconds=1e6))
 
     grid = Grid(folder=tmp_path)
     assert list(grid.fill(lambda: CONFIGS[:1], Silent(), runner=runner)) == [grid.find(CONFIGS[0])]
-    assert grid.find(CONFIGS[0]).seed == 0
+    assert grid.find(CONFIGS[0]).train_seconds < 1e6
 
 
 def test_a_record_that_cannot_be_read_is_named_with_what_to_do(tmp_path):
@@ -99,6 +100,54 @@ def test_a_record_that_cannot_be_read_is_named_with_what_to_do(tmp_path):
         grid.find(CONFIGS[0])
 
 
+def changed(**fields):
+    return lambda value: value["records"][0].update(fields)
+
+
+def setting(**settings):
+    return lambda value: value["records"][0]["config"].update(settings)
+
+
+def score(name, *, to, of="validation"):
+    return lambda value: value["records"][0][of].update({name: to})
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (changed(seed=1), r"another run, which belongs into trec-head-seed0-\w+"),
+        (changed(data="sst2"), "another run"),
+        (setting(epochs=7), r"another run, which belongs into trec-head-\S+"),
+        (setting(seed=7), "another run, which belongs into trec-head-seed7"),
+        (lambda value: value["records"][0]["config"].pop("epochs"), "another run"),
+        (lambda value: value["records"].clear(), "holds 0 records"),
+        (lambda value: value["records"].extend(value["records"]), "holds 2 records"),
+        (lambda value: value["records"][0].pop("test"), "missing: test, unknown: none"),
+        (changed(more=1), "missing: none, unknown: more"),
+        (changed(seed=True), "seed is True, which is no int"),
+        (changed(labels="ab"), "labels is 'ab', which is no list"),
+        (changed(train_seconds=None), "train_seconds is None, which is no float"),
+        (score("accuracy", to="high"), "accuracy is 'high', which is no float"),
+        (score("accuracy", of="test", to=float("nan")), "accuracy is nan"),
+        (score("accuracy", of="test", to=0.5), "an accuracy of 0.5 on 1000 rows contradicts its confusion matrix"),
+        (score("num_examples", to=999), "on 999 rows contradicts its confusion matrix, which has 810 hits on 1000"),
+        (score("confusion", to=[[1], [2], [3]]), "not a results file"),
+        (lambda value: value.update(machine=None), "machine and versions must be objects"),
+        (lambda value: value.update(schema=9), "has schema 9"),
+    ],
+)
+def test_a_record_that_contradicts_itself_or_its_folder_is_refused(tmp_path, damage, told):
+    grid = Grid(folder=tmp_path)
+    keep(grid, CONFIGS[0])
+    file = grid.place(CONFIGS[0]) / RESULTS_FILE
+    value = json.loads(file.read_text())
+    damage(value)
+    file.write_text(json.dumps(value))
+    with pytest.raises(ConfigError, match=told) as raised:
+        grid.find(CONFIGS[0])
+    assert f"Delete the folder {file.parent}" in str(raised.value)
+
+
 def test_two_spellings_of_one_run_are_done_once(tmp_path):
     named = replace(CONFIGS[0], method="houlsby", sizes=(("r", 8),))
     unnamed = replace(CONFIGS[0], method="houlsby")
@@ -109,8 +158,7 @@ def test_two_spellings_of_one_run_are_done_once(tmp_path):
 def keep(grid, config):
     place = grid.place(config)
     place.mkdir(parents=True)
-    kept = replace(record("head"), config={"precision": config.resolved().precision})
-    write_results(place, Results(machine={}, versions={}, records=[kept]))
+    write_results(place, results(of_config(config)))
 
 
 @pytest.mark.parametrize("machine", ["bfloat16", "float32"])
@@ -135,7 +183,7 @@ def test_what_is_missing_is_done_in_the_precision_of_this_machine_wherever_it_is
 
     def runner(config, watcher, workers):
         given.append(config.precision)
-        return Results(machine={}, versions={}, records=[record("head")])
+        return results(of_config(config))
 
     grid = Grid(folder=tmp_path)
     for machine in ("float32", "bfloat16"):
@@ -150,7 +198,7 @@ def test_what_a_run_found_may_call_for_others_and_nothing_is_done_twice(tmp_path
     grid, watcher = Grid(folder=tmp_path), Silent()
 
     def runner(config, watcher, workers):
-        return Results(machine={}, versions={}, records=[replace(record("head"), seed=config.seed)])
+        return results(of_config(config))
 
     def wanted():
         """The first, and of those after it each one whose forerunner is done."""

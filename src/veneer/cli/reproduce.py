@@ -54,13 +54,15 @@ class RunLines:
 
 def reproduce(
     context: typer.Context,
-    name: Annotated[
-        str,
+    names: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="NAME",
-            help="table2, glue, roberta, figure2, ranks, table18, data, subspaces, latency, modern, counts, or all.",
+            metavar="NAME...",
+            help="table2, glue, roberta, figure2, ranks, table18, data, subspaces, latency, modern, counts, or all; "
+            "other tables and figures of the paper by theirs, as table5.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     render_only: Annotated[
         bool, typer.Option("--render-only", help="Run and measure nothing; write what the records at hand give.")
     ] = False,
@@ -94,17 +96,17 @@ def reproduce(
     from veneer.report.paper_terminal import sheet_on_terminal
     from veneer.training.grid import Grid
 
-    chosen = find_exhibits(name)
+    chosen = find_exhibits(names or [])
     seconds = None if budget is None else parse_seconds(budget)
-    _check_places(runs, out, must_exist=render_only or bool(options.typed(context, ["runs"])))
-    measured = _measured(out) if render_only else out
+    _check_places(runs, out, render_only=render_only, is_named=bool(options.typed(context, ["runs"])))
+    measured = _measured(out, render_only=render_only)
     if not render_only:
         all_sheets(runs, measured)  # what cannot be read is told before anything is run
 
         def left() -> float | None:
             return None if seconds is None else max(0.0, seconds - (time.monotonic() - started))
 
-        with_runs = _with_data(chosen, name, glue)
+        with_runs = _with_data(chosen, names or [], glue)
 
         def wanted(grid: Grid) -> "list[RunConfig]":
             """One seed of everything first."""
@@ -139,38 +141,45 @@ def parse_seconds(text: str) -> float:
     return sum(float(number) * _UNITS[unit] for unit, number in found.groupdict().items() if number)
 
 
-def _check_places(runs: Path, out: Path, *, must_exist: bool) -> None:
+def _check_places(runs: Path, out: Path, *, render_only: bool, is_named: bool) -> None:
     """Raise what is wrong with the folders to read from and to write to, before anything is run.
 
     Args:
         runs: where the records are.
         out: where the page is, or will be.
-        must_exist: whether a page that is there already may not be made without a folder of records.
+        render_only: whether no run will be written.
+        is_named: whether the user named the folder of records.
     """
     from veneer.errors import OutputExistsError
-    from veneer.report.paper_files import PAGE_FILE
-    from veneer.training.output import made_folder, require_folder
+    from veneer.paper.table_of_contents import EXHIBITS
+    from veneer.report.paper_files import PAGE_FILE, require_own
+    from veneer.results import RESULTS_FILE
+    from veneer.training.output import made_folder, require_folder, require_writable
 
     for folder in (runs, out):
         require_folder(folder)
+    require_own(out, EXHIBITS)
     with made_folder(out):
-        pass
-    if not runs.is_dir():
-        if must_exist and (out / PAGE_FILE).exists():
+        require_writable(out, "--out")
+    if runs.is_dir() and not render_only:
+        require_writable(runs, "--runs")
+    if not any(runs.glob(f"*/{RESULTS_FILE}")):
+        what = "holds no record of a run" if runs.is_dir() else "does not exist"
+        if (render_only or is_named) and (out / PAGE_FILE).exists():
             raise OutputExistsError(
-                f"{runs} does not exist, and the page in {out} would give way to one without results; name the folder "
-                "of the records by --runs, or another --out"
+                f"{runs} {what}, and the page in {out} would give way to one without results; name the folder of the "
+                "records by --runs, or another --out"
             )
-        note(f"{runs} does not exist: there are no records of runs (--runs names their folder)")
+        note(f"{runs} {what}: there are no records of runs (--runs names their folder)")
 
 
-def _with_data(exhibits: "list[Exhibit]", name: str, glue: str | None) -> "list[Exhibit]":
+def _with_data(exhibits: "list[Exhibit]", names: list[str], glue: str | None) -> "list[Exhibit]":
     """Return those whose runs are to be done: of all, not what has to be asked for by name."""
     from veneer.data.glue import VARIABLE
 
     has_glue = glue is not None or bool(os.environ.get(VARIABLE))
-    left_out = {"roberta"} if has_glue else {"roberta", "glue"}
-    if name in left_out or not left_out & {exhibit.name for exhibit in exhibits}:
+    left_out = ({"roberta"} if has_glue else {"roberta", "glue"}) - set(names)
+    if not left_out & {exhibit.name for exhibit in exhibits}:
         return exhibits
     note(f"left out, to be asked for by name: {', '.join(sorted(left_out))}; --glue or {VARIABLE} brings glue in")
     return [exhibit for exhibit in exhibits if exhibit.name not in left_out]
@@ -203,7 +212,7 @@ def _fill(
         return None
     later = following(grid)
     more = f", and {len(later)} more once rates are chosen" if later else ""
-    note(f"{len(missing)} runs are missing{more}")
+    note(f"{_are(missing)} missing{more}{_expected([*missing, *later], grid.done(wanted(grid)))}")
     for config in {config.data: config for config in missing}.values():
         if config.data in TASKS:
             task_files(TASKS[config.data], config.glue, note)
@@ -216,14 +225,37 @@ def _fill(
                 pass
         except VeneerError as error:
             return error
+    if still := grid.missing(wanted(grid)):
+        note(f"the budget is spent: {_are(still)} still missing; the same command does them")
     return None
 
 
-def _measured(out: Path) -> Path:
+def _are(runs: "list[RunConfig]") -> str:
+    return f"{len(runs)} run{'s are' if len(runs) != 1 else ' is'}"
+
+
+def _expected(missing: "list[RunConfig]", done: "list[RunRecord]") -> str:
+    """Return about how long the missing runs take, as those did that are there, as a sentence's part; "" of none."""
+    from statistics import fmean
+
+    times: dict[tuple[str, str], list[float]] = {}
+    for record in done:
+        times.setdefault((record.model, record.data), []).append(record.train_seconds)
+    known = [fmean(times[config.model, config.data]) for config in missing if (config.model, config.data) in times]
+    if not known:
+        return ""
+    hours = fmean(known) * len(missing) / 3600
+    return f"; where the others were done, they would take about {hours:.1f} h, one after another"
+
+
+def _measured(out: Path, *, render_only: bool) -> Path:
     """Return the folder whose measurements are rendered: this one, or the committed one where it holds none."""
     from veneer.paper.measurements import FOLDER
 
     if (out / FOLDER).is_dir() or not (_COMMITTED / FOLDER).is_dir():
+        return out
+    if not render_only:
+        note(f"{out} holds no measurements: only what is measured now will be in it, not those of {_COMMITTED}")
         return out
     note(f"{out} holds no measurements; those of {_COMMITTED} are taken")
     return _COMMITTED

@@ -28,6 +28,9 @@ def read_measurement(folder: Path, exhibit: str) -> Measurement | None:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
         if value["schema"] == MEASUREMENT_SCHEMA:
+            for key, kind in {"quick": bool, "machine": dict, "versions": dict}.items():
+                if not isinstance(value[key], kind):
+                    raise TypeError(f"{key} is {value[key]!r}")
             return {key: entry for key, entry in value.items() if key != "schema"}
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{file} is no measurement: {error}; delete it to measure again") from None

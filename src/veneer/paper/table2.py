@@ -183,9 +183,12 @@ def method_table(task: str, records: Records, shown: Sequence[str], *, model: st
     metric = next((judged_by(task, of[0].validation)[0].heading for of in records.values() if of), "Accuracy")
     has_dev = bool(OF_TASK.get(task, {}).get("watch_test"))
     test, chosen_on = ("dev", "dev") if has_dev else ("test", "validation")
-    rows = []
+    rows, waiting = [], []
     for method, entry in ENTRIES.items():
         mine = records[method]
+        if not mine and any(records.values()):
+            waiting.append(entry.label)
+            continue
         trained = beyond_head(mine[0]) if mine else None
         minus_full = difference(mine, records["full"], own_score_on_test) if method != "full" else None
         rate = f"{mine[0].config['learning_rate']:g}" if mine else None
@@ -217,6 +220,7 @@ def method_table(task: str, records: Records, shown: Sequence[str], *, model: st
                "rows, which chose the epoch and the rate, and which may be harder than the test rows."),
             "Adpt^P and Adpt^H stand beside rows of RoBERTa large, where LoRA has 88.6 on average; the others beside "
             "rows of RoBERTa base.",
+            *([f"Not run yet: {'; '.join(waiting)}."] if waiting else []),
         ),
     )  # fmt: skip
 

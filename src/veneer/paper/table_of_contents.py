@@ -1,9 +1,9 @@
 """Every exhibit, in the order in which the page shows them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from veneer.errors import unknown_name
+from veneer.errors import ConfigError, unknown_name
 from veneer.paper import counts, data, figure2, glue, latency, modern, ranks, roberta, subspaces, table2, table18
 from veneer.paper.exhibit import Exhibit, Sheet
 from veneer.paper.measurements import read_measurement
@@ -30,6 +30,14 @@ ARITHMETIC = counts.EXHIBIT.name
 """Its verdicts rest on no run."""
 LATER_WORK = modern.EXHIBIT.name
 """Its claims are not the paper's."""
+ALSO_CALLED: Mapping[str, str] = {
+    "table15": "figure2",
+    **dict.fromkeys(("table5", "table6"), "ranks"),
+    "table16": "data",
+    **dict.fromkeys(("table7", "figure3", "figure4", "figure6", "figure7", "figure8"), "subspaces"),
+    **dict.fromkeys(("table1", "figure5"), "latency"),
+}
+"""A table or figure of the paper -> the exhibit that has it, where that is called otherwise."""
 NOT_ATTEMPTED = (
     "Generation: Tables 3, 13 and 14 (GPT-2 on E2E, WebNLG and DART) and Table 4's WikiSQL and SAMSum; of Tables 3 and "
     "4 only the counts are here.",
@@ -49,10 +57,24 @@ def all_sheets(runs: Path, folder: Path) -> list[Sheet]:
     return [exhibit.sheet(grid, read_measurement(folder, exhibit.name)) for exhibit in EXHIBITS.values()]
 
 
-def find_exhibits(name: str) -> list[Exhibit]:
-    """Return the exhibit called `name`, or every one for "all"; an unknown name is an error that lists the known."""
-    if name == ALL:
-        return list(EXHIBITS.values())
-    if name not in EXHIBITS:
-        raise unknown_name("exhibit", name, [*EXHIBITS, ALL])
-    return [EXHIBITS[name]]
+def find_exhibits(names: Sequence[str]) -> list[Exhibit]:
+    """Return the exhibits called so, by their own names or by a table or figure of the paper's; every one for "all".
+
+    Raises:
+        ConfigError: there is no name.
+        UnknownNameError: a name is not known; those that are stand in the message.
+    """
+    known = [*EXHIBITS, ALL]
+    if not names:
+        raise ConfigError(f"name one or more exhibits: {', '.join(known)}")
+    called = [ALSO_CALLED.get(name.strip(",").lower(), name.strip(",")) for name in names]
+    for name in called:
+        if name not in known:
+            also = "; ".join(f"{', '.join(of)} as {own}" for own, of in _by_exhibit().items())
+            raise unknown_name("exhibit", name, known, advice=f"Of the paper's tables and figures: {also}.")
+    return [exhibit for name, exhibit in EXHIBITS.items() if name in called or ALL in called]
+
+
+def _by_exhibit() -> dict[str, list[str]]:
+    """Return each exhibit that goes by other names, with these."""
+    return {own: [name for name, of in ALSO_CALLED.items() if of == own] for own in dict.fromkeys(ALSO_CALLED.values())}

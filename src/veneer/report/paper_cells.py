@@ -1,6 +1,6 @@
 """How a cell of an exhibit's table and a verdict are written: one home, so that terminal, Markdown and page agree."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from veneer.paper.exhibit import Cell, Number, Outcome, Sheet, Table
 from veneer.report.formatting import UNKNOWN, count, plain
@@ -21,6 +21,18 @@ def is_waiting(table: Table) -> bool:
     has_number = any(isinstance(cell, Number) for row in table.rows for cell in row)
     has_blanks = any(all(cell is None for cell in column) for column in zip(*table.rows, strict=True))
     return not table.rows or (has_blanks and not has_number)
+
+
+def notes_once(tables: Sequence[Table]) -> list[tuple[str, ...]]:
+    """Return each table's notes but for those that stand under one above it, which it points to."""
+    told: set[str] = set()
+    shown = []
+    for table in tables:
+        own = tuple(note for note in table.notes if note not in told)
+        if not is_waiting(table):
+            told.update(own)
+        shown.append(own if len(own) == len(table.notes) else (*own, "Further notes stand under a table above."))
+    return shown
 
 
 def cell_text(cell: Cell) -> str:

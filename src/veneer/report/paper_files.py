@@ -6,9 +6,10 @@
 <folder>/figures/<figure>.svg    one figure
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from veneer.errors import OutputExistsError
 from veneer.files import write_text
 from veneer.paper.exhibit import Sheet
 from veneer.report.drawing import as_file
@@ -20,6 +21,19 @@ from veneer.report.paper_page import render_paper
 PAGE_FILE = "index.html"
 TABLES_FOLDER = "tables"
 FIGURES_FOLDER = "figures"
+_GENERATOR = '<meta name="generator" content="Veneer">'
+
+
+def require_own(folder: Path, exhibits: Iterable[str]) -> None:
+    """Raise an `OutputExistsError` if what would be overwritten in `folder` is not the page of an earlier call."""
+    page = folder / PAGE_FILE
+    if page.is_file() and _GENERATOR in page.read_text("utf-8", errors="replace"):
+        return
+    foreign = [name for name in (PAGE_FILE, *(f"{exhibit}.md" for exhibit in exhibits)) if (folder / name).exists()]
+    if foreign:
+        raise OutputExistsError(
+            f"{folder} holds {', '.join(foreign)}, which Veneer did not write; choose another --out"
+        )
 
 
 def write_paper(sheets: Sequence[Sheet], folder: Path) -> Path:

@@ -11,6 +11,7 @@ from veneer.report.paper_cells import (
     following_line,
     is_numeric,
     is_waiting,
+    notes_once,
 )
 from veneer.report.paper_figures import caption_of
 
@@ -23,7 +24,10 @@ def sheet_as_markdown(sheet: Sheet, figures: str) -> str:
         parts.append("## Claims\n\n" + _lines(("Claim", "Where", "Here", "Because"), rows, numeric=set()))
         if sheet.decided_by:
             parts.append(sheet.decided_by)
-    parts += [f"## {table.title}\n\n{table_as_markdown(table)}" for table in sheet.tables]
+    notes = notes_once(sheet.tables)
+    parts += [
+        f"## {table.title}\n\n{table_as_markdown(table, own)}" for table, own in zip(sheet.tables, notes, strict=True)
+    ]
     parts += [
         f"## {figure.title}\n\n![{_escaped(figure.title)}]({figures}/{figure.name}.svg)\n\n{caption}".rstrip()
         for figure, caption in zip(sheet.figures, map(caption_of, sheet.figures), strict=True)
@@ -37,13 +41,13 @@ def sheet_as_markdown(sheet: Sheet, figures: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table_as_markdown(table: Table) -> str:
+def table_as_markdown(table: Table, notes: Sequence[str]) -> str:
     """Return one table and how to read it, or a line where nothing of ours is in it yet."""
     if is_waiting(table):
         return WAITING
     numeric = {place for place in range(len(table.columns)) if is_numeric([row[place] for row in table.rows])}
     text = _lines(table.columns, [tuple(_cell(cell) for cell in row) for row in table.rows], numeric=numeric)
-    return text + "".join(f"\n\n{note}" for note in table.notes)
+    return text + "".join(f"\n\n{note}" for note in notes)
 
 
 def _cell(cell: Cell) -> str:

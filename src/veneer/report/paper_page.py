@@ -21,9 +21,9 @@ from veneer.report.paper_cells import (
     WAITING,
     cell_note,
     cell_text,
-    following_line,
     is_numeric,
     is_waiting,
+    notes_once,
 )
 from veneer.report.paper_figures import caption_of
 
@@ -48,6 +48,7 @@ class ShownTable:
     table: Table
     headings: list[ShownCell]
     rows: list[list[ShownCell]]
+    notes: tuple[str, ...]
     waiting: str
     """What stands for the table until it is opened, where nothing of ours is in it yet."""
 
@@ -70,8 +71,6 @@ class Section:
     figures: list[ShownFigure]
     outcome: str
     """How many claims held and so on, in words."""
-    following: str
-    """What will be missing once the sweeps have ended, or nothing."""
 
 
 def render_paper(sheets: Sequence[Sheet], drawings: Mapping[str, str]) -> str:
@@ -100,14 +99,13 @@ def render_paper(sheets: Sequence[Sheet], drawings: Mapping[str, str]) -> str:
 def _section(sheet: Sheet, drawings: Mapping[str, str]) -> Section:
     return Section(
         sheet=sheet,
-        tables=[_shown(table) for table in sheet.tables],
+        tables=[_shown(table, notes) for table, notes in zip(sheet.tables, notes_once(sheet.tables), strict=True)],
         # Markup: each SVG is serialised from a tree, which escapes the names inside it.
         figures=[
             ShownFigure(title=figure.title, caption=caption_of(figure), svg=Markup(drawings[figure.name]))
             for figure in sheet.figures
         ],
         outcome=outcome_in_words(sheet),
-        following=following_line(sheet),
     )
 
 
@@ -118,7 +116,7 @@ def outcome_in_words(*sheets: Sheet) -> str:
     return listed(parts) if parts else "no claim"
 
 
-def _shown(table: Table) -> ShownTable:
+def _shown(table: Table, notes: tuple[str, ...]) -> ShownTable:
     numeric = [is_numeric([row[place] for row in table.rows]) for place in range(len(table.columns))]
     headings = [ShownCell(text=text, note="", numeric=kind) for text, kind in zip(table.columns, numeric, strict=True)]
     rows = [
@@ -128,4 +126,5 @@ def _shown(table: Table) -> ShownTable:
         ]
         for row in table.rows
     ]
-    return ShownTable(table=table, headings=headings, rows=rows, waiting=WAITING if is_waiting(table) else "")
+    waiting = WAITING if is_waiting(table) else ""
+    return ShownTable(table=table, headings=headings, rows=rows, notes=notes, waiting=waiting)

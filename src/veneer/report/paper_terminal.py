@@ -9,7 +9,16 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from veneer.paper.exhibit import Outcome, Sheet, Table
-from veneer.report.paper_cells import MARKS, WAITING, cell_note, cell_text, following_line, is_numeric, is_waiting
+from veneer.report.paper_cells import (
+    MARKS,
+    WAITING,
+    cell_note,
+    cell_text,
+    following_line,
+    is_numeric,
+    is_waiting,
+    notes_once,
+)
 
 _STYLES: dict[Outcome, str] = {
     "held": "green",
@@ -33,7 +42,7 @@ def sheet_on_terminal(sheet: Sheet, width: int | None = None) -> Iterator[Render
     """
     yield Text(f"{sheet.exhibit}: {sheet.title}", style="bold")
     yield Text(sheet.shows)
-    for table in sheet.tables:
+    for table, notes in zip(sheet.tables, notes_once(sheet.tables), strict=True):
         yield Text(f"\n{table.title}", style="bold")
         if is_waiting(table):
             yield Text(WAITING, style="dim")
@@ -42,7 +51,7 @@ def sheet_on_terminal(sheet: Sheet, width: int | None = None) -> Iterator[Render
         yield _table(table, widths)
         if left_out := ", ".join(table.columns[len(widths) :]):
             yield Text(f"No room for: {left_out}. The page and tables/{table.name}.csv have them.", style="dim")
-        yield from (Text(note, style="dim") for note in table.notes)
+        yield from (Text(note, style="dim") for note in notes)
     if sheet.verdicts:
         yield Text("\nClaims", style="bold")
     for verdict in sheet.verdicts:

@@ -13,12 +13,13 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,6 +31,8 @@ from veneer.training.output import new_folder
 
 COMPUTED: tuple[Precision, ...] = ("bfloat16", "float32")
 """What a run whose precision is "auto" may have been done in. Where both are there, the first counts on any machine."""
+_FOUND_OUT = ("base_model", "rows_sha256")
+"""What the configuration in a record has besides the run's settings."""
 Runner = Callable[[RunConfig, Watcher, int], Results]
 """Does one run somewhere else, where so many run at once, and returns its results; raises what a run raises."""
 
@@ -58,22 +61,35 @@ def results_of(config: RunConfig, watcher: Watcher, *, threads: int) -> Results:
         return read_results(folder)
 
 
-def _name(config: RunConfig) -> str:
-    digest = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode()).hexdigest()[:10]
-    return f"{Path(config.data).stem}-{config.method}-seed{config.seed}-{digest}"
+def _name(settings: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+    return f"{Path(settings['data']).stem}-{settings['method']}-seed{settings['seed']}-{digest}"
 
 
 @cache
 def _names(config: RunConfig) -> tuple[str, ...]:
     """Return what the run that `config` defines is called, in each precision that it may have been done in."""
     precisions = COMPUTED if config.precision == "auto" else (config.precision,)
-    return tuple(_name(replace(config, precision=precision).resolved()) for precision in precisions)
+    return tuple(_name(replace(config, precision=precision).resolved().to_json()) for precision in precisions)
 
 
 @cache
 def _results(folder: Path, modified_ns: int) -> Results:
-    """Return what a folder holds as it was written at that time: exhibits ask for the same ones many times."""
-    return read_results(folder)
+    """Return what a folder holds as it was written at that time: exhibits ask for the same ones many times.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else than the record of the run that it is named by.
+    """
+    results = read_results(folder)
+    if len(results.records) != 1:
+        raise ConfigError(f"{folder / RESULTS_FILE} holds {len(results.records)} records, where a run has one")
+    (record,) = results.records
+    named = {"data": record.data, "method": record.method, "seed": record.seed}
+    settings = named | {key: value for key, value in record.config.items() if key not in _FOUND_OUT}
+    own = _name(settings)
+    if own != folder.name or any(settings[key] != value for key, value in named.items()):
+        raise ConfigError(f"{folder / RESULTS_FILE} is the record of another run, which belongs into {own}")
+    return results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +100,7 @@ class Grid:
 
     def place(self, config: RunConfig) -> Path:
         """Return the folder of the run that `config` defines on this machine: equal configurations, equal folders."""
-        return self.folder / _name(config.resolved())
+        return self.folder / _name(config.resolved().to_json())
 
     def places(self, config: RunConfig) -> list[Path]:
         """Return the folders in which the run that `config` defines may lie, the same on every machine."""

@@ -42,6 +42,16 @@ def require_folder(path: Path) -> None:
             raise OutputExistsError(f"{part} is a file; a folder is needed there, so choose another path")
 
 
+def require_writable(folder: Path, option: str) -> None:
+    """Raise a `ConfigError` if no file can be made in a folder that is there; `option` names another."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"{folder} cannot be written to: {reason}; name another folder by {option}") from None
+
+
 def _own_records(folder: Path) -> list[RunRecord]:
     """Return the records of a run folder, or none where its results file is absent or not Veneer's."""
     try:
