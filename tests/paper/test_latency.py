@@ -126,10 +126,12 @@ def test_figure_5_has_a_line_for_each_adapter_width_and_batch(tmp_path):
         {**asdict(setting), "ms": {PLAIN: [10.0, 10.0], "lin": [10.0 + setting.batch] * 2, "houlsby": [13.0, 13.0]}}
         for setting in SWEEP
     ]
-    (figure,) = latency.EXHIBIT.sheet(Grid(folder=tmp_path), {**measured(0.02, 0.03, 10), "sweep": sweep}).figures
-    heights = {series.name: {round(y, 6) for _, y in series.points} for series in figure.series}
-    assert len(heights) == 8
-    for name, of in heights.items():
-        expected = 30 if name.startswith("Adapter^H") else 10 * int(name.rsplit(" ", 1)[1])
-        assert list(of) == [pytest.approx(expected)]
-    assert all(len(series.points) == 3 for series in figure.series)
+    figures = latency.EXHIBIT.sheet(Grid(folder=tmp_path), {**measured(0.02, 0.03, 10), "sweep": sweep}).figures
+    assert [figure.name for figure in figures] == ["latency-figure5-lin", "latency-figure5-houlsby"]
+    for figure in figures:
+        heights = {series.name: {round(y, 6) for _, y in series.points} for series in figure.series}
+        assert len(heights) == 4
+        for name, of in heights.items():
+            expected = 30 if figure.name.endswith("houlsby") else 10 * int(name.rsplit(" ", 1)[1])
+            assert list(of) == [pytest.approx(expected)]
+        assert all(len(series.points) == 3 for series in figure.series)

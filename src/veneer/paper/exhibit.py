@@ -180,14 +180,14 @@ class Contents:
 
 BY_SEEDS = (
     "How a claim is judged: two methods are compared by pairs of runs of one seed, three at least, with Student's 95 % "
-    "interval; several tasks count alike, and their mean has the interval of independent means (Welch). That one is "
-    "better holds where the whole interval lies above 0, that it is no worse where it lies above minus the margin; "
-    "below, it does not hold, and else it is undecided. A run has collapsed where 99 % of the validation rows got one "
-    "answer, where the numbers it answered spread by less than 1 % of the true ones, or where it diverged at once; it "
-    "enters no mean and no pair, and is told. The intervals are over seeds, on the same test rows, the same tasks and "
-    "at the chosen rates: they tell how much seeds matter, not how much other rows, tasks or rates would. A comparison "
-    "is made for each claim, and again whenever runs are added, and some claims share runs; were there no differences "
-    "at all, chance alone would still decide about one in twenty of the claims that something is better."
+    "interval; several tasks count alike, and their mean has the interval of independent means (Welch). A claim of "
+    "better holds where the whole interval lies above 0, one of no worse where it lies above minus the margin; it does "
+    "not hold where the whole interval lies below; all else is undecided. A run has collapsed where 99 % of the "
+    "validation rows got one answer, where the numbers it answered spread by less than 1 % of the true ones, or where "
+    "it diverged at once; it enters no mean and no pair, and is told. Intervals are over seeds, on the same test rows, "
+    "the same tasks and at the chosen rates: they tell how much seeds matter, not how much other rows, tasks or rates "
+    "would. A comparison is made for each claim, and again whenever runs are added, and some claims share runs; were "
+    "there no differences at all, chance alone would still decide about one in twenty of the claims of better."
 )
 """What whoever reads verdicts on trained models must know."""
 

@@ -56,23 +56,25 @@ def contents(grid: Grid, measurement: Measurement | None) -> Contents:
 
 
 def _figure_5(sweep: Sequence[Mapping[str, Any]]) -> tuple[Curves, ...]:
+    return tuple(_slower(name, sweep) for name in ADAPTERS)
+
+
+def _slower(name: str, sweep: Sequence[Mapping[str, Any]]) -> Curves:
     lines: dict[str, dict[float, Number]] = {}
     for setting in sweep:
-        for name in ADAPTERS:
-            line = lines.setdefault(f"{LABELS[name]}, r = {setting[name]}, batch {setting['batch']}", {})
-            line[float(setting["tokens"])] = slow_down(setting["ms"], name)
-    figure = Curves(
-        name="latency-figure5",
-        title="Figure 5: how much slower adapters make a pass",
+        line = lines.setdefault(f"r = {setting[name]}, batch {setting['batch']}", {})
+        line[float(setting["tokens"])] = slow_down(setting["ms"], name)
+    return Curves(
+        name=f"latency-figure5-{name}",
+        title=f"Figure 5: how much slower {LABELS[name]} makes a pass",
         x_label="Tokens (logarithmic)",
         y_label="Slower, %",
-        series=tuple(line_of(name, line) for name, line in lines.items()),
+        series=tuple(line_of(label, line) for label, line in lines.items()),
         log_x=True,
         spans_are="the 95 % interval of the median",
         caption="Medians over interleaved trials. The paper draws heat maps over batch, length and bottleneck; its "
         "largest slow-down, above 30 %, is at batch 1 and short sequences.",
     )
-    return (figure,)
 
 
 def _machine(measurement: Measurement) -> tuple[str, ...]:

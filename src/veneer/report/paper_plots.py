@@ -6,8 +6,9 @@ its lower edge with their values; the caption says so too.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
@@ -22,6 +23,8 @@ from veneer.report.plots import spread_out
 _NAME_LIMIT = 30
 _NAME_GAP = 15.0
 _MARKED_POINTS = 16
+_MARK_WIDTH = 7.0
+"""In pixels: marks nearer than that along the axis hide each other."""
 _STEP_ASIDE = 2.5
 """So far a line with bars stands beside the next, that none hides another's bars."""
 _FEWEST_GAPS = 10
@@ -42,12 +45,14 @@ def plot_svg(figure: Curves | Scatter, looks: Looks) -> str:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
         axes.grid(visible=False, axis="x")
         axes.margins(0.06, 0.1)
-        floor = _floor(figure)
-        for series, aside in zip(figure.series, _asides(figure), strict=True):
-            if isinstance(figure, Curves):
+        if isinstance(figure, Curves):
+            for series, aside in zip(figure.series, _asides(figure), strict=True):
                 _draw_line(axes, series, looks[series.name], aside)
-            else:
-                _draw_cloud(axes, series, looks[series.name], floor)
+        else:
+            floor = _floor(figure)
+            asides = _side_by_side(axes, figure, floor)
+            for series in figure.series:
+                _draw_cloud(axes, series, looks[series.name], floor, asides)
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # names are placed by these limits, so they must not move
         if figure.log_x:
             _set_log_ticks(axes, figure)
@@ -68,7 +73,8 @@ def reading_note(figure: Curves | Scatter) -> str:
     below = [
         f"{series.name} at {_range(low)}" for series in figure.series if (low := _points_below(series, _floor(figure)))
     ]
-    return f"Below the axis, on its lower edge: {listed(below)}." if below else ""
+    told = [f"Below the axis, on its lower edge: {listed(below)}."] if below else []
+    return " ".join([*told, "Marks that would hide each other stand side by side."])
 
 
 def _asides(figure: Curves | Scatter) -> list[float]:
@@ -98,10 +104,38 @@ def _draw_line(axes: Axes, series: Series, look: Look, aside: float) -> None:
             )  # fmt: skip
 
 
-def _draw_cloud(axes: Axes, series: Series, look: Look, floor: float) -> None:
-    inside = [(x, y) for x, y in series.points if y >= floor]
-    if inside:
-        axes.plot(*zip(*inside, strict=True), look.marker, color=look.colour, markersize=6, alpha=0.75)
+def _side_by_side(axes: Axes, figure: Scatter, floor: float) -> Mapping[tuple[str, float], float]:
+    """Return by how many pixels the marks of a series at a place stand aside, that they hide no other's.
+
+    The axes get their limits here: where marks meet depends on them.
+    """
+    axes.update_datalim([(x, y) for series in figure.series for x, y in series.points if y >= floor])
+    axes.autoscale_view()
+    places = {
+        (series.name, x): float(axes.transData.transform((x, 1.0))[0])
+        for series in figure.series
+        for x, _ in series.points
+    }
+    groups: list[list[tuple[str, float]]] = []
+    for place in sorted(places, key=places.__getitem__):
+        if not groups or places[place] - places[groups[-1][-1]] >= _MARK_WIDTH:
+            groups.append([])
+        groups[-1].append(place)
+    asides = {}
+    for group in groups:
+        center = fmean(places[place] for place in group)
+        for rank, place in enumerate(group):
+            asides[place] = center + _MARK_WIDTH * (rank - (len(group) - 1) / 2) - places[place]
+    return asides
+
+
+def _draw_cloud(
+    axes: Axes, series: Series, look: Look, floor: float, asides: Mapping[tuple[str, float], float]
+) -> None:
+    for x, y in series.points:
+        if y >= floor:
+            place = offset_copy(axes.transData, axes.get_figure(root=True), x=asides[series.name, x], units="dots")
+            axes.plot([x], [y], look.marker, color=look.colour, markersize=6, alpha=0.75, transform=place)
     below = _points_below(series, floor)
     if below:
         x = max(x for x, _ in below)
