@@ -60,6 +60,9 @@ def test_rendering_alone_runs_nothing_and_names_what_is_missing(scratch, exhibit
     assert "Missing, 2: train, head, seed 0, " in missing
     assert "(train-head-seed0-" in missing
     assert not (scratch / "results/runs").exists()
+    assert "changes nothing" not in ended.err
+    told = worked("reproduce", "small", "--render-only", "--workers", 2, "--budget", "1h", "--out", "other").err
+    assert "--budget, --workers changes nothing" in " ".join(told.split())
     page = (scratch / "results/paper/index.html").read_text()
     assert "Small" in page
     assert "Timed" in page  # the page holds every exhibit, whichever was asked for

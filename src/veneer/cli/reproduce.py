@@ -100,6 +100,9 @@ def reproduce(
     seconds = None if budget is None else parse_seconds(budget)
     _check_places(runs, out, render_only=render_only, is_named=bool(options.typed(context, ["runs"])))
     measured = _measured(out, render_only=render_only)
+    idle = options.typed(context, ["budget", "workers", "ray", "glue", "quick"])
+    if render_only and idle:
+        note(f"--render-only runs and measures nothing: {idle} changes nothing")
     if not render_only:
         all_sheets(runs, measured)  # what cannot be read is told before anything is run
 
