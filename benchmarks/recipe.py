@@ -15,7 +15,16 @@ from veneer.cli.reproduce import RunLines
 from veneer.errors import VeneerError
 from veneer.files import write_text
 from veneer.paper.exhibit import Number
-from veneer.paper.tabulation import Read, accuracy_on_test, average, difference, found, mean, own_score_on_validation
+from veneer.paper.tabulation import (
+    Read,
+    accuracy_on_test,
+    average,
+    difference,
+    found,
+    mean,
+    mean_difference,
+    own_score_on_validation,
+)
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -62,20 +71,39 @@ def table() -> str:
     lines += ["", "## LoRA on all linear layers minus full fine-tuning", ""]
     lines += [f"| recipe | rows | {' | '.join(TASKS)} | both |", "|---" * (len(TASKS) + 3) + "|"]
     lines += [
-        f"| {name} | {title.lower()} | {' | '.join(_gaps(name, read))} |"
+        f"| {name} | {title.lower()} | {' | '.join(_told_of(_gaps(name, read)))} |"
         for name in RECIPES
         for title, read in READ.items()
     ]
+    change = "| the last minus the one above it |"
+    lines += [f"{change} {title.lower()} | {' | '.join(_told_of(_changes(read)))} |" for title, read in READ.items()]
     return "\n".join(lines) + "\n"
 
 
-def _gaps(recipe: str, read: Read) -> Iterator[str]:
-    """Yield what LoRA reached more than full fine-tuning on each task, and on both together."""
+def _gaps(recipe: str, read: Read) -> list[Number | None]:
+    """Return what LoRA reached more than full fine-tuning on each task."""
     lora, full = METHODS
-    gaps = [difference(_found(task, lora, recipe), _found(task, full, recipe), read) for task in TASKS]
-    for gap in gaps:
-        yield NOTHING if gap is None else _told(gap)
-    known = [gap for gap in gaps if gap is not None and gap.low is not None]
+    return [difference(_found(task, lora, recipe), _found(task, full, recipe), read) for task in TASKS]
+
+
+def _changes(read: Read) -> list[Number | None]:
+    """Return by how much that is more in the last recipe than in the one before it, seed by seed, on each task."""
+    changes: list[Number | None] = []
+    for task in TASKS:
+        by_recipe = [
+            [{record.seed: read(record) for record in _found(task, method, recipe)} for method in METHODS]
+            for recipe in list(RECIPES)[-2:]
+        ]
+        common = set.intersection(*(set(of) for both in by_recipe for of in both))
+        gaps = [[lora[seed] - full[seed] for seed in sorted(common)] for lora, full in by_recipe]
+        changes.append(mean_difference([new - old for old, new in zip(*gaps, strict=True)]) if common else None)
+    return changes
+
+
+def _told_of(numbers: list[Number | None]) -> Iterator[str]:
+    """Yield each task's number, and what they are together."""
+    yield from (NOTHING if number is None else _told(number) for number in numbers)
+    known = [number for number in numbers if number is not None and number.low is not None]
     yield _told(average(known)) if len(known) == len(TASKS) else NOTHING
 
 

@@ -180,12 +180,10 @@ def record_from_json(value: Mapping[str, Any]) -> RunRecord:
     if known != set(value):
         missing, unknown = (", ".join(sorted(names)) for names in (known - set(value), set(value) - known))
         raise ConfigError(
-            f"a run record has fields of its own; missing: {missing or 'none'}, unknown: {unknown or 'none'}"
+            f"a run record's fields are others; missing: {missing or 'none'}, unknown: {unknown or 'none'}"
         )
-    scores = {
-        split: None if value[split] is None else _scores_from_json(value[split]) for split in ("validation", "test")
-    }
-    record = RunRecord(**{**value, **scores})
+    test = None if value["test"] is None else _scores_from_json(value["test"])
+    record = RunRecord(**{**value, "validation": _scores_from_json(value["validation"]), "test": test})
     _require_kinds(record)
     return record
 
@@ -194,6 +192,8 @@ def _scores_from_json(value: Mapping[str, Any]) -> AnyScores:
     scores = RegressionScores(**value) if "pearson" in value else Scores(**value)
     _require_kinds(scores)
     if isinstance(scores, Scores):
+        if any(len(row) != len(scores.confusion) for row in scores.confusion):
+            raise ConfigError("the confusion matrix is not square")
         rows, hits = sum(map(sum, scores.confusion)), sum(row[place] for place, row in enumerate(scores.confusion))
         if rows != scores.num_examples or abs(hits - scores.accuracy * rows) > 1:
             raise ConfigError(
@@ -216,7 +216,7 @@ def _require_kinds(value: RunRecord | AnyScores) -> None:
         if kinds is None:  # scores, which are read by themselves
             continue
         if type(found) not in kinds or (type(found) is float and not math.isfinite(found)):
-            raise ConfigError(f"{name} is {found!r}, which is no {getattr(hint, '__name__', hint)}")
+            raise ConfigError(f"{name} is {found!r}, not a {'finite ' * (hint is float)}{kinds[-1].__name__}")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -244,9 +244,9 @@ def read_results(path: Path) -> Results:
             raise ConfigError(f"it has schema {value['schema']!r}, but this version reads schema {RESULTS_SCHEMA}")
         results = Results(**{**value, "records": [record_from_json(record) for record in value["records"]]})
         if not isinstance(results.machine, dict) or not isinstance(results.versions, dict):
-            raise ConfigError("machine and versions must be objects")
+            raise ConfigError(f"machine is {results.machine!r} and versions {results.versions!r}, not both objects")
         return results
     except FileNotFoundError:
         raise ConfigError(f"no results file at {file}: give a run folder or the path of its {RESULTS_FILE}") from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{file} is not a results file: {error}") from None

@@ -60,9 +60,9 @@ def test_rendering_alone_runs_nothing_and_names_what_is_missing(scratch, exhibit
     assert "Missing, 2: train, head, seed 0, " in missing
     assert "(train-head-seed0-" in missing
     assert not (scratch / "results/runs").exists()
-    assert "changes nothing" not in ended.err
+    assert "without effect" not in ended.err
     told = worked("reproduce", "small", "--render-only", "--workers", 2, "--budget", "1h", "--out", "other").err
-    assert "--budget, --workers changes nothing" in " ".join(told.split())
+    assert "without effect: --budget, --workers" in " ".join(told.split())
     page = (scratch / "results/paper/index.html").read_text()
     assert "Small" in page
     assert "Timed" in page  # the page holds every exhibit, whichever was asked for
@@ -125,6 +125,10 @@ def test_what_cannot_be_written_or_found_is_told_before_anything_is_run(scratch,
         ended = veneer("reproduce", "small", option, "a-file/inside")
         assert ended.code == 2
         assert "a-file is a file; a folder is needed there" in ended.err
+        ended = veneer("reproduce", "small", option, "/proc/nobody/writes/here")
+        assert ended.code == 2
+        told = " ".join(ended.err.split())
+        assert f"cannot be written to: No such file or directory; name another folder by {option}" in told
     small = table_of_contents.EXHIBITS["small"]
     rte = replace(
         small, runs=lambda grid: [*small.runs(grid), RunConfig(model="m", data="glue/rte", method="head", seed=7)]
@@ -138,7 +142,7 @@ def test_what_cannot_be_written_or_found_is_told_before_anything_is_run(scratch,
 
 
 def test_a_folder_without_records_is_told(scratch, exhibits):
-    assert "there are no records of runs" in worked("reproduce", "small", "--render-only", "--runs", "resluts").err
+    assert "resluts does not exist (--runs" in worked("reproduce", "small", "--render-only", "--runs", "resluts").err
     page = (scratch / "results/paper/index.html").read_bytes()
     for arguments in (("--render-only",), ("--runs", "resluts"), ("--runs", "resluts", "--budget", "0s")):
         ended = veneer("reproduce", "small", *arguments)
@@ -153,7 +157,7 @@ def test_a_folder_without_records_is_told(scratch, exhibits):
     )
     assert (scratch / "results/paper/index.html").read_bytes() == page
     worked("reproduce", "small")
-    assert "no records" not in worked("reproduce", "small", "--render-only").err
+    assert "--runs" not in worked("reproduce", "small", "--render-only").err
 
 
 def test_a_record_that_cannot_be_read_is_told_before_anything_is_run(scratch, exhibits):
@@ -260,6 +264,7 @@ def test_files_that_are_not_of_an_earlier_page_are_never_overwritten(scratch, ex
         assert "[1/" not in ended.err
         assert [(file.name, file.read_text()) for file in folder.iterdir()] == [(name, "mine")]
     worked("reproduce", "small", "--out", "new")
+    (scratch / "new/index.html").unlink()  # what is left is ours all the same
     worked("reproduce", "small", "--render-only", "--out", "new")
 
 
@@ -272,7 +277,7 @@ def test_how_long_the_missing_runs_take_is_told_by_those_that_are_there(scratch,
     kept["records"][0]["train_seconds"] = 7200.0
     next((scratch / "results/runs").rglob("results.json")).write_text(json.dumps(kept))
     ended = worked("reproduce", "small", "--budget", "0s")
-    assert "1 run is missing; where the others were done, they would take about 2.0 h" in " ".join(ended.err.split())
+    assert "1 run is missing; runs like these took about 2.0 h in sum" in " ".join(ended.err.split())
     assert "the budget is spent: 1 run is still missing" in " ".join(ended.err.split())
 
 
@@ -302,6 +307,8 @@ def test_all_leaves_out_what_has_to_be_asked_for_by_name(monkeypatch):
 
     monkeypatch.delenv(VARIABLE, raising=False)
     assert wanted("all", None) == set(exhibits) - {"glue", "roberta"}
+    named = reproduce._with_data(every, ["all", "Glue,"], None)
+    assert {exhibit.name for exhibit in named} == set(exhibits) - {"roberta"}
     assert wanted("all", "folder") == set(exhibits) - {"roberta"}
     assert [wanted(name, None) for name in ("glue", "roberta", "table2")] == [{"glue"}, {"roberta"}, {"table2"}]
     monkeypatch.setenv(VARIABLE, "folder")

@@ -91,6 +91,9 @@ def test_a_sheet_counts_its_runs_on_each_machine_where_there_are_two(grid):
     cpu, total = elsewhere.machine["cpu"], len(list(grid.folder.iterdir()))
     assert f"{total - 2} in {own} on an {cpu}" in line
     assert f"1 in {other} on an {cpu}" in line
+    (told,) = [note for note in table2.EXHIBIT.sheet(grid).tables[0].notes if note.startswith("Done in")]
+    assert f"Done in {other}: Full fine-tuning." in told
+    assert "Full fine-tuning; Head only; " in told.partition(f"Done in {own}: ")[2]
     assert f"1 in {own} on an Intel Xeon" in line
 
 
@@ -165,6 +168,32 @@ def test_an_unknown_exhibit_lists_the_known():
         find_exhibits([])
     assert find_exhibits(["all"]) == find_exhibits(["glue", "all"]) == list(EXHIBITS.values())
     assert [exhibit.name for exhibit in find_exhibits(["ranks,", "table2", "ranks"])] == ["table2", "ranks"]
+
+
+@pytest.mark.parametrize(
+    ("best", "outcomes"), [("lora-prefix-embed", ["held", "held"]), ("lora-prefix-layer", ["not held", "not held"])]
+)
+def test_what_prefixes_add_to_lora_turns_with_the_numbers(grid, best, outcomes):
+    """Both beside LoRA of r = 8 on query and value, which lies between."""
+    other = {"lora-prefix-embed": "lora-prefix-layer", "lora-prefix-layer": "lora-prefix-embed"}[best]
+    of = {best: 0.9, other: 0.7}
+    keep_all(grid, figure2.EXHIBIT, lambda config: of.get(config.method, 0.8) + 1e-4 * config.seed * (config.r == 8))
+    told = figure2.EXHIBIT.sheet(grid).verdicts
+    (added,), (taken,) = (
+        [one for one in told if one.claim.startswith(f"Prefix {kind}")] for kind in ("embed", "layer")
+    )
+    assert [added.outcome, taken.outcome] == outcomes
+    assert "+10.0" in added.because if outcomes[0] == "held" else "-10.0" in added.because
+
+
+def test_a_best_size_at_the_edge_of_those_that_were_run_is_told(grid):
+    keep_all(grid, figure2.EXHIBIT, lambda config: 0.85 if dict(config.sizes).get("prefix_tokens") == 2 else 0.8)
+    told = {verdict.claim: verdict.because for verdict in figure2.EXHIBIT.sheet(grid).verdicts}
+    layer, embed = (
+        told[f"LoRA, r_q = r_v = 8, does better than Prefix{kind} at the best size run"] for kind in ("Layer", "Embed")
+    )
+    assert "Of 4 sizes that one has the best mean on validation rows, and is the smallest." in layer
+    assert "Of 2 sizes" in embed
 
 
 def test_a_table_or_figure_of_the_paper_is_found_by_its_own_name():

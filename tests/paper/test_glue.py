@@ -101,7 +101,7 @@ def test_at_the_papers_size_collapsed_runs_are_left_out_and_told(grid):
         (kept,) = read_results(grid.place(config)).records
         write_results(grid.place(config), results(replace(kept, collapsed=True)))
     (verdict,) = roberta.EXHIBIT.sheet(grid).verdicts
-    assert verdict.because.count("(4; 1 collapsed run left out)") == 2
+    assert verdict.because.count("(4, 1 collapsed run left out)") == 2
 
 
 def test_the_papers_scores_are_read_as_shares():

@@ -56,7 +56,7 @@ def test_ten_times_is_undecided_where_seeds_do_not_tell_rates_apart(grid):
     verdicts = modern.EXHIBIT.sheet(grid).verdicts[:2]
     assert [verdict.outcome for verdict in verdicts] == ["undecided"] * 2
     assert "is 0.001 against 5e-05, 20 times" in verdicts[0].because
-    assert "the largest 200" in verdicts[0].because
+    assert "are 20 to 200;" in verdicts[0].because
 
 
 def test_a_rate_at_which_a_run_collapsed_is_not_the_best(grid):
@@ -65,6 +65,14 @@ def test_a_rate_at_which_a_run_collapsed_is_not_the_best(grid):
     (kept,) = read_results(grid.place(config)).records
     write_results(grid.place(config), results(replace(kept, collapsed=True)))
     assert "is 0.003 against 5e-05, 60 times" in modern.EXHIBIT.sheet(grid).verdicts[0].because
+
+
+def test_where_every_rate_has_a_run_that_collapsed_all_of_them_count(grid):
+    keep_all(grid, modern.EXHIBIT, peaked({"full": 1, "lora-qv": 1, "lora-all": 1}))
+    for config in (of[0] for of in modern.wide_sweep("full").values()):
+        (kept,) = read_results(grid.place(config)).records
+        write_results(grid.place(config), results(replace(kept, collapsed=True)))
+    assert "is 0.001 against 5e-05, 20 times" in modern.EXHIBIT.sheet(grid).verdicts[0].because
 
 
 def test_the_wide_sweep_goes_from_a_tenth_to_ten_times():

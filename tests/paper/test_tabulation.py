@@ -12,6 +12,7 @@ from veneer.paper.tabulation import (
     mean,
     mean_curves,
     median_on_dev,
+    of_other_rows,
     own_score_on_test,
 )
 
@@ -117,3 +118,15 @@ def test_a_records_own_score_is_what_its_task_is_judged_by():
     number = mean([stsb, regression("full", 0.8, 1)], own_score_on_test)
     assert number is not None
     assert number.value == pytest.approx(0.75)
+
+
+def test_what_other_rows_would_change_is_told_by_two_standard_errors_of_each_score():
+    """2 sqrt(p (1 - p) / 1000) is 0.025 at 0.8 and 0.032 at 0.5."""
+    good, poor = (
+        [record(method, score, seed) for seed in range(2)] for method, score in (("full", 0.8), ("head", 0.5))
+    )
+    assert of_other_rows([[], []]) == ()
+    (one,) = of_other_rows([good, []])
+    assert "as many as these 1,000, would move each score by about ±0.025 (two standard errors)" in one
+    (both,) = of_other_rows([good, poor])
+    assert "by ±0.025 to ±0.032" in both

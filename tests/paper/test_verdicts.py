@@ -84,11 +84,11 @@ def test_groups_of_tasks_are_told_apart_and_decide_nothing():
     groups = {"one": ["a", "b"], "other": ["c", "d"], "none": ["d"]}
     verdict = judge(claim="c", source="s", differences=differences, groups=groups)
     assert verdict.outcome == judge(claim="c", source="s", differences=differences).outcome == "held"
-    assert "Apart: one alone held (+2.0 points" in verdict.because
-    assert "; other alone not held (-1.0 points, 95 % interval -1.5 to -0.5 over 3 common seeds)." in verdict.because
+    assert "Each model by itself, which decides nothing: one held (+2.0 points" in verdict.because
+    assert "; other not held (-1.0 points, 95 % interval -1.5 to -0.5 over 3 common seeds)." in verdict.because
     assert "none" not in verdict.because
     alone = judge(claim="c", source="s", differences=differences, groups={"one": ["a", "b"]})
-    assert "Apart" not in alone.because
+    assert "by itself" not in alone.because
 
 
 def test_over_several_tasks_the_whole_comes_first_and_each_follows_in_short():
@@ -96,7 +96,7 @@ def test_over_several_tasks_the_whole_comes_first_and_each_follows_in_short():
     verdict = judge(claim="c", source="s", differences={"a": gap(0.02, 0.005), "b": gap(0.01, 0.005), "c": few})
     assert verdict.because.startswith("Over a, b together: +1.5 points, 95 % interval +1.")
     assert "a: +2.0 [+1.5, +2.5] (3); b: +1.0 [+0.5, +1.5] (3); c: +10.0" in verdict.because
-    assert "(2, too few to decide; 1 pair left out)." in verdict.because
+    assert "(2, too few to decide, 1 pair left out)." in verdict.because
 
 
 def test_two_pairs_decide_nothing_however_alike_they_are():

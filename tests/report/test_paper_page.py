@@ -198,12 +198,13 @@ def test_points_far_below_the_others_are_told_and_do_not_press_them_together():
 def test_marks_that_would_hide_each_other_stand_side_by_side():
     """Five series at one place and one apart: each mark is seen, and the one apart stays where it is."""
     alike = tuple(Series(name=f"alike {n}", points=((70_000.0 + 1000 * n, 0.5), (70_000.0, 0.6))) for n in range(5))
+    near = Series(name="near", points=((90_000.0, 0.5),))
     apart = Series(name="apart", points=((1e7, 0.55),))
-    figure = replace(SCATTER, series=(*alike, apart), log_x=True)
+    figure = replace(SCATTER, series=(*alike, near, apart), log_x=True)
     svg = drawn(figure)
     marks = [(float(x), float(y)) for x, y in re.findall(r'<use[^>]* x="([\d.]+)" y="([\d.]+)"', svg)]
     inside = [(x, y) for x, y in marks if x < 400 and y < 250]  # neither the names nor the ticks
-    assert len(inside) == 11
+    assert len(inside) == 12
     distances = [math.dist(one, other) for one, other in itertools.combinations(inside, 2)]
     assert min(distances) > 6.5
     assert "side by side" in caption_of(figure)

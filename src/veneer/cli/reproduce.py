@@ -57,7 +57,7 @@ def reproduce(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME...",
+            metavar="NAME",
             help="table2, glue, roberta, figure2, ranks, table18, data, subspaces, latency, modern, counts, or all; "
             "other tables and figures of the paper by theirs, as table5.",
             show_default=False,
@@ -102,7 +102,7 @@ def reproduce(
     measured = _measured(out, render_only=render_only)
     idle = options.typed(context, ["budget", "workers", "ray", "glue", "quick"])
     if render_only and idle:
-        note(f"--render-only runs and measures nothing: {idle} changes nothing")
+        note(f"--render-only runs and measures nothing; without effect: {idle}")
     if not render_only:
         all_sheets(runs, measured)  # what cannot be read is told before anything is run
 
@@ -157,14 +157,13 @@ def _check_places(runs: Path, out: Path, *, render_only: bool, is_named: bool) -
     from veneer.paper.table_of_contents import EXHIBITS
     from veneer.report.paper_files import PAGE_FILE, require_own
     from veneer.results import RESULTS_FILE
-    from veneer.training.output import made_folder, require_folder, require_writable
+    from veneer.training.output import require_folder, require_writable
 
     for folder in (runs, out):
         require_folder(folder)
-    require_own(out, EXHIBITS)
-    with made_folder(out):
-        require_writable(out, "--out")
-    if runs.is_dir() and not render_only:
+    require_own(out, {name: exhibit.title for name, exhibit in EXHIBITS.items()})
+    require_writable(out, "--out")
+    if not render_only:
         require_writable(runs, "--runs")
     if not any(runs.glob(f"*/{RESULTS_FILE}")):
         what = "holds no record of a run" if runs.is_dir() else "does not exist"
@@ -173,15 +172,16 @@ def _check_places(runs: Path, out: Path, *, render_only: bool, is_named: bool) -
                 f"{runs} {what}, and the page in {out} would give way to one without results; name the folder of the "
                 "records by --runs, or another --out"
             )
-        note(f"{runs} {what}: there are no records of runs (--runs names their folder)")
+        note(f"{runs} {what} (--runs names the folder of the records)")
 
 
 def _with_data(exhibits: "list[Exhibit]", names: list[str], glue: str | None) -> "list[Exhibit]":
     """Return those whose runs are to be done: of all, not what has to be asked for by name."""
     from veneer.data.glue import VARIABLE
+    from veneer.paper.table_of_contents import own_name
 
     has_glue = glue is not None or bool(os.environ.get(VARIABLE))
-    left_out = ({"roberta"} if has_glue else {"roberta", "glue"}) - set(names)
+    left_out = ({"roberta"} if has_glue else {"roberta", "glue"}) - set(map(own_name, names))
     if not left_out & {exhibit.name for exhibit in exhibits}:
         return exhibits
     note(f"left out, to be asked for by name: {', '.join(sorted(left_out))}; --glue or {VARIABLE} brings glue in")
@@ -229,7 +229,7 @@ def _fill(
         except VeneerError as error:
             return error
     if still := grid.missing(wanted(grid)):
-        note(f"the budget is spent: {_are(still)} still missing; the same command does them")
+        note(f"the budget is spent: {_are(still)} still missing; the same command goes on")
     return None
 
 
@@ -241,14 +241,16 @@ def _expected(missing: "list[RunConfig]", done: "list[RunRecord]") -> str:
     """Return about how long the missing runs take, as those did that are there, as a sentence's part; "" of none."""
     from statistics import fmean
 
-    times: dict[tuple[str, str], list[float]] = {}
+    times: dict[tuple[str, ...], list[float]] = {}
     for record in done:
-        times.setdefault((record.model, record.data), []).append(record.train_seconds)
-    known = [fmean(times[config.model, config.data]) for config in missing if (config.model, config.data) in times]
+        for kind in ((record.model, record.data), (record.model, record.data, record.method)):
+            times.setdefault(kind, []).append(record.train_seconds)
+    kinds = [((config.model, config.data, config.method), (config.model, config.data)) for config in missing]
+    known = [fmean(times[next(kind for kind in of if kind in times)]) for of in kinds if of[-1] in times]
     if not known:
         return ""
     hours = fmean(known) * len(missing) / 3600
-    return f"; where the others were done, they would take about {hours:.1f} h, one after another"
+    return f"; runs like these took about {hours:.1f} h in sum where the others were done"
 
 
 def _measured(out: Path, *, render_only: bool) -> Path:

@@ -184,10 +184,11 @@ BY_SEEDS = (
     "better holds where the whole interval lies above 0, one of no worse where it lies above minus the margin; it does "
     "not hold where the whole interval lies below; all else is undecided. A run has collapsed where 99 % of the "
     "validation rows got one answer, where the numbers it answered spread by less than 1 % of the true ones, or where "
-    "it diverged at once; it enters no mean and no pair, and is told. Intervals are over seeds, on the same test rows, "
-    "the same tasks and at the chosen rates: they tell how much seeds matter, not how much other rows, tasks or rates "
-    "would. A comparison is made for each claim, and again whenever runs are added, and some claims share runs; were "
-    "there no differences at all, chance alone would still decide about one in twenty of the claims of better."
+    "it diverged at once; it enters no mean, unless all did, and no pair, and is told. Intervals are over seeds, on "
+    "the same test rows, the same tasks and at the chosen rates: they tell how much seeds matter, not how much other "
+    "rows, tasks or rates would. A comparison is made for each claim, and again whenever runs are added, and some "
+    "claims share runs; were there no differences at all, chance alone would still decide about one in twenty of the "
+    "claims of better."
 )
 """What whoever reads verdicts on trained models must know."""
 
@@ -286,7 +287,9 @@ def _in_words(grid: Grid, config: RunConfig) -> str:
 def _machines(grid: Grid, runs: Sequence[RunConfig]) -> tuple[str, ...]:
     """Return how many of the runs were done in which precision on which processor, where there are any."""
     done = grid.results(runs)
-    counted = Counter(f"in {one.records[0].config['precision']} on an {one.machine['cpu']}" for one in done)
+    counted = Counter(
+        f"in {one.records[0].config['precision']} on an {one.machine.get('cpu', 'unknown processor')}" for one in done
+    )
     if not counted:
         return ()
     told = ", ".join(f"{count} {how}" for how, count in sorted(counted.items()))

@@ -219,15 +219,17 @@ def _ten_times(wide: Mapping[str, Mapping[float, Sequence[RunRecord]]]) -> Itera
             source=WITHOUT_REGRET,
             outcome=outcome,
             because="Of five rates, half a decade apart, the best by its mean on validation rows is "
-            f"{lora[0]:g} against {full[0]:g}, {lora[0] / full[0]:.0f} times. {len(SEEDS)} seeds do not tell LoRA's "
-            f"from {_in_words(lora[1:])}, nor full fine-tuning's from {_in_words(full[1:])}: among these the least "
-            f"ratio is {ratios[0]:.0f} and the largest {ratios[-1]:.0f}. About ten means more than "
-            f"{TEN_TIMES[0]:.1f} and less than {TEN_TIMES[1]:.1f}.",
+            f"{lora[0]:g} against {full[0]:g}, {lora[0] / full[0]:.3g} times.{_not_told_apart('LoRA', lora)}"
+            f"{_not_told_apart('full fine-tuning', full)} The ratios of all these are {ratios[0]:.3g} to "
+            f"{ratios[-1]:.3g}; about ten means more than {TEN_TIMES[0]:.3g} and less than {TEN_TIMES[1]:.3g}. Rates "
+            "at which a run collapsed are left out.",
         )
 
 
-def _in_words(rates: Sequence[float]) -> str:
-    return " and ".join(f"{rate:g}" for rate in rates) or "no other"
+def _not_told_apart(name: str, rates: Sequence[float]) -> str:
+    """Return which rates may be the best as well as the first of these, as a sentence; nothing where there is none."""
+    others = " and ".join(f"{rate:g}" for rate in rates[1:])
+    return f" For {name} {len(SEEDS)} seeds do not tell it from {others}." if others else ""
 
 
 def _best_rates(rates: Mapping[float, Sequence[RunRecord]]) -> list[float]:

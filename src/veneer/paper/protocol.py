@@ -48,16 +48,15 @@ SMALL_MODEL = (
 )
 SHORT_TRAINING = (
     "Training: 3 epochs in batches of 32, without dropout in the pretrained layers whatever the method "
-    "(results/recipe.md has both: LoRA's mean comes nearer to full fine-tuning's without it, by no more than seeds "
-    "explain); each method's learning rate is the best of three or more on validation rows with seed 0, whose run then "
+    "(results/recipe.md has both: without it LoRA on all linear layers comes half a point nearer to full fine-tuning); "
+    "each method's learning rate is the best of three or more on validation rows with seed 0, whose run then "
     "counts as one of the seeds. The paper sweeps rates too and trains for 2 to 80 epochs. Most runs are best in their "
     "last epoch, so that longer training might change the order."
 )
 SCORED_ON = (
     "Score: what the task is judged by, which is accuracy but for some of GLUE's, on test rows. They choose no rate "
     "and no epoch; validation rows do, the rate by the same score and the epoch by macro-F1, or where the answer is a "
-    "number by Pearson's correlation. The paper reports the best epoch on the rows it is chosen by. An interval tells "
-    "how much seeds matter, not how much other test rows would."
+    "number by Pearson's correlation. The paper reports the best epoch on the rows it is chosen by."
 )
 ON_TREC = (
     SMALL_MODEL,

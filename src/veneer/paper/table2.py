@@ -215,7 +215,7 @@ def method_table(task: str, records: Records, shown: Sequence[str], *, model: st
             "Minus full fine-tuning: mean over common seeds with its 95 % interval (Student's, paired): how much seeds "
             "matter, on the same rows.",
             *_of_these_rows(records),
-            f"Best epoch on {chosen_on}: the paper's statistic, the median over all runs of any epoch's best score. "
+            f"Best epoch on {chosen_on}: the paper's statistic, the median over all seeds of the best epoch's score. "
             + ("Being chosen by these very rows, it is optimistic." if has_dev else "It is optimistic for validation "
                "rows, which chose the epoch and the rate, and which may be harder than the test rows."),
             "Adpt^P and Adpt^H stand beside rows of RoBERTa large, where LoRA has 88.6 on average; the others beside "
@@ -238,8 +238,7 @@ def _of_these_rows(records: Records) -> Iterator[str]:
         for precision in _precisions([record for mine in records.values() for record in mine])
     }
     if len(precisions) > 1:
-        told = "; ".join(f"in {precision} {', '.join(labels)}" for precision, labels in precisions.items())
-        yield f"Runs were done {told}."
+        yield " ".join(f"Done in {precision}: {'; '.join(labels)}." for precision, labels in precisions.items())
     ended = [
         f"{ENTRIES[method].label} {sum(one.best_epoch == one.config['epochs'] for one in mine)} of {len(mine)}"
         for method in ("full", "lora-qv")
@@ -316,7 +315,7 @@ def claims(records: Mapping[str, Records], groups: Mapping[str, Collection[str]]
 
     Args:
         records: task -> method -> its runs.
-        groups: name -> tasks that are told apart.
+        groups: model -> its tasks, which are told apart.
     """
 
     def minus(method: str) -> dict[str, Number | None]:

@@ -36,6 +36,7 @@ ALSO_CALLED: Mapping[str, str] = {
     "table16": "data",
     **dict.fromkeys(("table7", "figure3", "figure4", "figure6", "figure7", "figure8"), "subspaces"),
     **dict.fromkeys(("table1", "figure5"), "latency"),
+    **dict.fromkeys(("table3", "table4"), "counts"),
 }
 """A table or figure of the paper -> the exhibit that has it, where that is called otherwise."""
 NOT_ATTEMPTED = (
@@ -67,14 +68,15 @@ def find_exhibits(names: Sequence[str]) -> list[Exhibit]:
     known = [*EXHIBITS, ALL]
     if not names:
         raise ConfigError(f"name one or more exhibits: {', '.join(known)}")
-    called = [ALSO_CALLED.get(name.strip(",").lower(), name.strip(",")) for name in names]
-    for name in called:
-        if name not in known:
-            also = "; ".join(f"{', '.join(of)} as {own}" for own, of in _by_exhibit().items())
-            raise unknown_name("exhibit", name, known, advice=f"Of the paper's tables and figures: {also}.")
+    for name in names:
+        if own_name(name) not in known:
+            also = ", ".join(f"{other} ({own})" for other, own in ALSO_CALLED.items())
+            raise unknown_name("exhibit", name, known, advice=f"Of the paper's tables and figures also {also}.")
+    called = {own_name(name) for name in names}
     return [exhibit for name, exhibit in EXHIBITS.items() if name in called or ALL in called]
 
 
-def _by_exhibit() -> dict[str, list[str]]:
-    """Return each exhibit that goes by other names, with these."""
-    return {own: [name for name, of in ALSO_CALLED.items() if of == own] for own in dict.fromkeys(ALSO_CALLED.values())}
+def own_name(name: str) -> str:
+    """Return what an exhibit that a user called so is called here; a comma after it is none of its name."""
+    plain = name.strip(",").lower()
+    return ALSO_CALLED.get(plain, plain)

@@ -78,17 +78,15 @@ def of_other_rows(rows: Iterable[Sequence[RunRecord]], read: Read = accuracy_on_
         rows: the runs behind each mean, all of one task.
         read: the figure that is tabulated, of the rows that chose nothing.
     """
-    moves = {
-        f"{noise(records[0], reached.value):.3f}": scores_on_test(records[0]).num_examples
-        for records in rows
-        if (reached := mean(records, read)) is not None
-    }
-    if not moves:
+    done = [(records[0], reached.value) for records in rows if (reached := mean(records, read)) is not None]
+    if not done:
         return ()
-    least, most = min(moves), max(moves)
+    moves = [noise(record, reached) for record, reached in done]
+    least, most = (f"{end(moves):.3f}" for end in (min, max))
     by = f"about ±{least}" if least == most else f"±{least} to ±{most}"
+    num_rows = scores_on_test(done[0][0]).num_examples
     return (
-        f"Other rows of the same kind, as many as these {moves[least]:,}, would move each score by {by} (two standard "
+        f"Other rows of the same kind, as many as these {num_rows:,}, would move each score by {by} (two standard "
         "errors), and a difference by less, as far as methods err on the same rows. The intervals leave this out.",
     )
 

@@ -34,7 +34,7 @@ def judge(
         differences: task -> first - second; None where there is no pair of runs.
         margin: how much worse still counts as no worse, in the score's own unit.
         unlearnt: tasks that cannot tell one from the other -> why, in words.
-        groups: name -> tasks whose own verdict is told beside; it decides nothing.
+        groups: model -> its tasks, whose own verdict is told beside and decides nothing.
     """
     if not any(differences.values()):
         return not_run(claim, source)
@@ -53,10 +53,10 @@ def judge(
     is_brief = len(deciding) > 1
     told = "; ".join(
         f"{task}: {_in_short(number, bar) if is_brief else _told(number, bar)}"
-        + (f"; {without[task]}, so it decides nothing" if task in without else "")
+        + (f", {without[task]}, so it decides nothing" if task in without else "")
         for task, number in measured.items()
     )
-    parts.append(f"Task by task, in points, common seeds in brackets: {told}" if is_brief else told)
+    parts.append(f"Task by task, points [95 % interval] (seeds): {told}" if is_brief else told)
     if missing := ", ".join(task for task, number in differences.items() if number is None):
         parts.append(f"Not run yet: {missing}")
     if margin is not None:
@@ -83,11 +83,11 @@ def _hanging_on(deciding: Mapping[str, Number], bar: float) -> list[str]:
 
 
 def _of_groups(groups: Mapping[str, Collection[str]], deciding: Mapping[str, Number], bar: float) -> list[str]:
-    """Return what each of two or more groups of these tasks would decide alone, as no sentence or one."""
+    """Return what the tasks of each of two or more models would decide by themselves, as no sentence or one."""
     numbers = {name: [one for task, one in deciding.items() if task in tasks] for name, tasks in groups.items()}
     means = {name: average(of) for name, of in numbers.items() if of}
-    parts = [f"{name} alone {_decide(mean, bar)} ({in_points(mean, bar)})" for name, mean in means.items()]
-    return [f"Apart: {'; '.join(parts)}"] if len(parts) > 1 else []
+    parts = [f"{name} {_decide(mean, bar)} ({in_points(mean, bar)})" for name, mean in means.items()]
+    return [f"Each model by itself, which decides nothing: {'; '.join(parts)}"] if len(parts) > 1 else []
 
 
 def _decide(overall: Number | None, bar: float) -> Outcome:
@@ -143,7 +143,7 @@ def _in_short(number: Number, bar: float) -> str:
     ends = _ends(number, bar)
     interval = "" if ends is None else f" [{', '.join(ends)}]"
     few = "" if _can_decide(number) else ", too few to decide"
-    noted = f"; {number.note}" if number.note else ""
+    noted = f", {number.note}" if number.note else ""
     return f"{100 * number.value:+.1f}{interval} ({number.num_runs}{few}{noted})"
 
 

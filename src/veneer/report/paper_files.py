@@ -6,7 +6,7 @@
 <folder>/figures/<figure>.svg    one figure
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from veneer.errors import OutputExistsError
@@ -24,12 +24,20 @@ FIGURES_FOLDER = "figures"
 _GENERATOR = '<meta name="generator" content="Veneer">'
 
 
-def require_own(folder: Path, exhibits: Iterable[str]) -> None:
-    """Raise an `OutputExistsError` if what would be overwritten in `folder` is not the page of an earlier call."""
-    page = folder / PAGE_FILE
-    if page.is_file() and _GENERATOR in page.read_text("utf-8", errors="replace"):
-        return
-    foreign = [name for name in (PAGE_FILE, *(f"{exhibit}.md" for exhibit in exhibits)) if (folder / name).exists()]
+def require_own(folder: Path, titles: Mapping[str, str]) -> None:
+    """Raise an `OutputExistsError` if the page, or an exhibit's Markdown, in `folder` is somebody else's.
+
+    Args:
+        folder: where they will be written.
+        titles: exhibit -> its title, with which its Markdown begins.
+    """
+    marks = {PAGE_FILE: _GENERATOR, **{f"{name}.md": f"# {title}\n" for name, title in titles.items()}}
+    foreign = [
+        name
+        for name, mark in marks.items()
+        if (folder / name).is_dir()
+        or ((folder / name).is_file() and mark not in (folder / name).read_text("utf-8", errors="replace"))
+    ]
     if foreign:
         raise OutputExistsError(
             f"{folder} holds {', '.join(foreign)}, which Veneer did not write; choose another --out"

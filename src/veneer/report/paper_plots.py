@@ -74,7 +74,8 @@ def reading_note(figure: Curves | Scatter) -> str:
         f"{series.name} at {_range(low)}" for series in figure.series if (low := _points_below(series, _floor(figure)))
     ]
     told = [f"Below the axis, on its lower edge: {listed(below)}."] if below else []
-    return " ".join([*told, "Marks that would hide each other stand side by side."])
+    aside = "Marks of several names that would hide each other stand side by side."
+    return " ".join([*told, aside])
 
 
 def _asides(figure: Curves | Scatter) -> list[float]:
@@ -118,15 +119,20 @@ def _side_by_side(axes: Axes, figure: Scatter, floor: float) -> Mapping[tuple[st
     }
     groups: list[list[tuple[str, float]]] = []
     for place in sorted(places, key=places.__getitem__):
-        if not groups or places[place] - places[groups[-1][-1]] >= _MARK_WIDTH:
-            groups.append([])
-        groups[-1].append(place)
-    asides = {}
-    for group in groups:
-        center = fmean(places[place] for place in group)
-        for rank, place in enumerate(group):
-            asides[place] = center + _MARK_WIDTH * (rank - (len(group) - 1) / 2) - places[place]
-    return asides
+        group = [place]
+        while groups and _first(group, places) - _first(groups[-1], places) < _MARK_WIDTH * len(groups[-1]):
+            group = groups.pop() + group
+        groups.append(group)
+    return {
+        place: _first(group, places) + _MARK_WIDTH * rank - places[place]
+        for group in groups
+        for rank, place in enumerate(group)
+    }
+
+
+def _first(group: Sequence[tuple[str, float]], places: Mapping[tuple[str, float], float]) -> float:
+    """Return where the first of these marks stands if they stand side by side around their middle."""
+    return fmean(places[place] for place in group) - _MARK_WIDTH * (len(group) - 1) / 2
 
 
 def _draw_cloud(

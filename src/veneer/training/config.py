@@ -129,6 +129,8 @@ class RunConfig:
         }
 
 
+FOUND_OUT = ("base_model", "rows_sha256")
+"""What the configuration in a run's record has besides the settings: the model's own name, and which rows it had."""
 Rule = Callable[[Any], bool]
 """Whether a setting's value is allowed."""
 

@@ -26,13 +26,11 @@ import torch
 from veneer.errors import ConfigError, VeneerError, first_line, gathered
 from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
 from veneer.training.compare import PROCESS_NAME, Watcher, run_in_process
-from veneer.training.config import Precision, RunConfig, resolve_precision
+from veneer.training.config import FOUND_OUT, Precision, RunConfig, resolve_precision
 from veneer.training.output import new_folder
 
 COMPUTED: tuple[Precision, ...] = ("bfloat16", "float32")
 """What a run whose precision is "auto" may have been done in. Where both are there, the first counts on any machine."""
-_FOUND_OUT = ("base_model", "rows_sha256")
-"""What the configuration in a record has besides the run's settings."""
 Runner = Callable[[RunConfig, Watcher, int], Results]
 """Does one run somewhere else, where so many run at once, and returns its results; raises what a run raises."""
 
@@ -84,11 +82,12 @@ def _results(folder: Path, modified_ns: int) -> Results:
     if len(results.records) != 1:
         raise ConfigError(f"{folder / RESULTS_FILE} holds {len(results.records)} records, where a run has one")
     (record,) = results.records
-    named = {"data": record.data, "method": record.method, "seed": record.seed}
-    settings = named | {key: value for key, value in record.config.items() if key not in _FOUND_OUT}
-    own = _name(settings)
-    if own != folder.name or any(settings[key] != value for key, value in named.items()):
-        raise ConfigError(f"{folder / RESULTS_FILE} is the record of another run, which belongs into {own}")
+    named = {"data": record.data, "model": record.model, "method": record.method, "seed": record.seed}
+    settings = {key: value for key, value in record.config.items() if key not in FOUND_OUT}
+    if {key: settings.get(key) for key in named} != named:
+        raise ConfigError(f"{folder / RESULTS_FILE} contradicts its own configuration in data, model, method or seed")
+    if (own := _name(settings)) != folder.name:
+        raise ConfigError(f"{folder / RESULTS_FILE} is the record of another run, whose folder is called {own}")
     return results
 
 

@@ -43,9 +43,9 @@ def require_folder(path: Path) -> None:
 
 
 def require_writable(folder: Path, option: str) -> None:
-    """Raise a `ConfigError` if no file can be made in a folder that is there; `option` names another."""
+    """Raise a `ConfigError` if no file can be made in `folder`, which need not be there; `option` names another."""
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with made_folder(folder), tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         reason = error.strerror or str(error)

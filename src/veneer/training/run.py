@@ -35,7 +35,7 @@ from veneer.errors import ConfigError
 from veneer.methods.table import Counts
 from veneer.results import AnyScores, Results, RunRecord, write_results
 from veneer.training.best_epoch import KeepBest
-from veneer.training.config import RunConfig
+from veneer.training.config import FOUND_OUT, RunConfig
 from veneer.training.encoding import Features, collator, encode, predict_logits
 from veneer.training.machine import describe_machine, describe_versions, has_bfloat16, peak_memory_bytes
 from veneer.training.models import Classifier, load_classifier, readable_tokens
@@ -353,7 +353,7 @@ def _record(
         validation_curve=best.history,
         test_curve=best.test_history,
         split=sizes(splits),
-        config={**config.to_json(), "base_model": card.base_model, "rows_sha256": rows_sha256(splits)},
+        config={**config.to_json(), **dict(zip(FOUND_OUT, (card.base_model, rows_sha256(splits)), strict=True))},
     )
 
 
