@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.paper.kept import keep_all, keep_sweeps
-from tests.report.records import results
+from tests.report.records import record, results
 from veneer.data.glue import TASKS
 from veneer.paper import data, glue, roberta, table2
 from veneer.results import read_results, write_results
@@ -108,3 +108,17 @@ def test_the_papers_scores_are_read_as_shares():
     assert {task: roberta.printed(task) for task in roberta.RECIPES} == {
         "glue/sst2": 0.951, "glue/mrpc": 0.897, "glue/cola": 0.634, "glue/rte": 0.866, "glue/stsb": 0.915,
     }  # fmt: skip
+
+
+def test_methods_without_runs_are_named_below_the_table_where_others_have_some():
+    runs = {
+        method: [record(method, 0.8, seed, data="glue/mrpc") for seed in range(2)] for method in ("full", "lora-qv")
+    }
+    none = dict.fromkeys(table2.ENTRIES, ())
+    some = table2.method_table("glue/mrpc", {**none, **runs}, ("MRPC",), model="mpnet")
+    assert [row[0] for row in some.rows] == ["Full fine-tuning", "LoRA, query + value"]
+    (told,) = [note for note in some.notes if note.startswith("Not run yet")]
+    assert told.startswith("Not run yet on glue/mrpc with mpnet: Head only; BitFit; ")
+    empty = table2.method_table("glue/mrpc", none, ("MRPC",))
+    assert len(empty.rows) == len(table2.ENTRIES)
+    assert not [note for note in empty.notes if note.startswith("Not run yet")]

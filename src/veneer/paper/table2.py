@@ -183,6 +183,7 @@ def method_table(task: str, records: Records, shown: Sequence[str], *, model: st
     metric = next((judged_by(task, of[0].validation)[0].heading for of in records.values() if of), "Accuracy")
     has_dev = bool(OF_TASK.get(task, {}).get("watch_test"))
     test, chosen_on = ("dev", "dev") if has_dev else ("test", "validation")
+    where = task if model == MODEL else f"{task} with {model}"
     rows, waiting = [], []
     for method, entry in ENTRIES.items():
         mine = records[method]
@@ -201,7 +202,7 @@ def method_table(task: str, records: Records, shown: Sequence[str], *, model: st
         rows.append((*ours, *paper))
     return Table(
         name=f"table2-{name}",
-        title=f"Table 2 on {task}" + ("" if model == MODEL else f" with {model}"),
+        title=f"Table 2 on {where}",
         columns=(
             "Method", "# trained", "Rate", f"{metric} on {test}", "Minus full fine-tuning",
             f"Best epoch on {chosen_on}", "Runs",
@@ -220,7 +221,7 @@ def method_table(task: str, records: Records, shown: Sequence[str], *, model: st
                "rows, which chose the epoch and the rate, and which may be harder than the test rows."),
             "Adpt^P and Adpt^H stand beside rows of RoBERTa large, where LoRA has 88.6 on average; the others beside "
             "rows of RoBERTa base.",
-            *([f"Not run yet: {'; '.join(waiting)}."] if waiting else []),
+            *([f"Not run yet on {where}: {'; '.join(waiting)}."] if waiting else []),
         ),
     )  # fmt: skip
 
