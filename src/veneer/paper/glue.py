@@ -7,7 +7,7 @@ from veneer.data.glue import TASKS
 from veneer.data.metrics import METRICS
 from veneer.paper import data
 from veneer.paper.exhibit import Contents, Exhibit, Measurement, Table
-from veneer.paper.protocol import MODEL, PRETRAINING, SCORED_ON, SHORT_TRAINING, by_seed, run_of
+from veneer.paper.protocol import MODEL, PRETRAINING, SCORED_ON, SHORT_TRAINING, by_seed, on_model, run_of
 from veneer.paper.rates import Swept, rates_table, sweep_of, tuned_runs
 from veneer.paper.table2 import COLUMNS, ENTRIES, FULL_ROW, LORA_ROW, PAPER_ROWS, SEEDS, claims, method_table
 from veneer.paper.tabulation import difference, found
@@ -54,7 +54,7 @@ def contents(grid: Grid, measurement: Measurement | None) -> Contents:
     groups: dict[str, list[str]] = {}
     for task, model in _parts():
         of = {method: found(grid, runs_of(grid, task, method, model)) for method in ENTRIES}
-        name = TASKS[task].folder + ("" if model["model"] == MODEL else f" with {model['model']}")
+        name = on_model(TASKS[task].folder, model["model"])
         records[name] = of
         groups.setdefault(model["model"], []).append(name)
         if any(of.values()):

@@ -87,6 +87,11 @@ def run_of(data: str, method: str, seed: int, changes: Mapping[str, Any] | None 
     return RunConfig(**{**SETTINGS, **OF_TASK.get(data, {}), **(changes or {})}, data=data, method=method, seed=seed)
 
 
+def on_model(task: str, model: str) -> str:
+    """Return what a task is called where a model is fine-tuned on it; the small one goes without saying."""
+    return task if model == MODEL else f"{task} with {model}"
+
+
 def by_seed(runs: Sequence[RunConfig]) -> list[RunConfig]:
     """Return each run once, one seed of everything first, in the given order within a seed."""
     return sorted(dict.fromkeys(runs), key=lambda config: config.seed)

@@ -13,7 +13,7 @@ from typing import Any
 
 from veneer.methods.table import find_method
 from veneer.paper.exhibit import Cell, Table
-from veneer.paper.protocol import MODEL, ForeseenGrid, run_of
+from veneer.paper.protocol import MODEL, ForeseenGrid, on_model, run_of
 from veneer.paper.tabulation import found, noise_on_validation, own_score_on_validation
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
@@ -145,7 +145,7 @@ def rates_table(grid: Grid, name: str, parts: Sequence[Swept]) -> Table:
         model = (part.changes or {}).get("model", MODEL)
         rows.append(
             (
-                part.task if model == MODEL else f"{part.task} with {model}",
+                on_model(part.task, model),
                 part.label,
                 ", ".join(told),
                 f"{noise_on_validation(best(done)):.3f}",

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from veneer.data.metrics import judged_by
 from veneer.paper.exhibit import Cell, Contents, Exhibit, Measurement, Number, Scatter, Series, Table, Verdict
-from veneer.paper.protocol import MODEL, OF_TASK, ON_BOTH, TASKS, by_seed
+from veneer.paper.protocol import MODEL, OF_TASK, ON_BOTH, TASKS, by_seed, on_model
 from veneer.paper.rates import Swept, rates_table, sweep_of, tuned_runs
 from veneer.paper.tabulation import (
     beyond_head,
@@ -183,7 +183,7 @@ def method_table(task: str, records: Records, shown: Sequence[str], *, model: st
     metric = next((judged_by(task, of[0].validation)[0].heading for of in records.values() if of), "Accuracy")
     has_dev = bool(OF_TASK.get(task, {}).get("watch_test"))
     test, chosen_on = ("dev", "dev") if has_dev else ("test", "validation")
-    where = task if model == MODEL else f"{task} with {model}"
+    where = on_model(task, model)
     rows, waiting = [], []
     for method, entry in ENTRIES.items():
         mine = records[method]
