@@ -69,6 +69,13 @@ def gathered(headline: str, problems: Sequence[str], *, shown: int = 20) -> str:
     return "\n".join([headline, *lines])
 
 
+def together(errors: Sequence[VeneerError], headline: str) -> VeneerError:
+    """Return one error for one or more, of their kind where that is the same; the headline is for several."""
+    kind, *others = {type(error) for error in errors}
+    message = str(errors[0]) if len(errors) == 1 else gathered(headline, [str(error) for error in errors])
+    return (VeneerError if others else kind)(message)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of somebody else's error, or its type where it says nothing."""
     lines = str(error).strip().splitlines()

@@ -125,7 +125,8 @@ def regression(method: str = "lora-all", pearson: float = 0.8, seed: int = 0, **
 def of_config(config: RunConfig, accuracy: float = 0.8, **changes: Any) -> RunRecord:
     """The run that a configuration defines; on STS-B `accuracy` is Pearson's correlation."""
     make = regression if config.data == "glue/stsb" else record
-    own = {"data": config.data, "model": config.model, "config": config.resolved().to_json()}
+    settings = {**config.resolved().to_json(), "base_model": config.model, "rows_sha256": "of the rows"}
+    own = {"data": config.data, "model": config.model, "config": settings}
     return make(config.method, accuracy, config.seed, **{**own, **changes})
 
 

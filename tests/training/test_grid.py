@@ -1,7 +1,11 @@
 """A grid of runs: what is there is not done again, and no run is half there."""
 
 import json
+import signal
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
+from errno import ENOSPC
 from itertools import pairwise
 
 import pytest
@@ -13,6 +17,7 @@ from veneer.training import config as config_module
 from veneer.training import grid as module
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
+from veneer.training.output import new_folder
 
 CONFIGS = [RunConfig(model="minilm", data="trec", method="head", precision="float32", seed=seed) for seed in range(3)]
 
@@ -89,6 +94,55 @@ def test_a_run_that_another_process_did_meanwhile_counts_once(tmp_path):
     assert grid.find(CONFIGS[0]).train_seconds < 1e6
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_two_processes_that_fill_one_grid_at_the_same_time_end_with_the_same_records(tmp_path, monkeypatch, workers):
+    """Both find the folder free; the record of the one that is first stays, and the other is told of no failure."""
+
+    @contextmanager
+    def late(folder):
+        with new_folder(folder) as partial:
+            yield partial
+            keep(grid, CONFIGS[0])
+
+    monkeypatch.setattr(module, "new_folder", late)
+    grid = Grid(folder=tmp_path)
+    done = grid.fill(
+        lambda: CONFIGS[:1],
+        Silent(),
+        runner=lambda config, *_: results(of_config(config, train_seconds=1e6)),
+        workers=workers,
+    )
+    assert list(done) == [grid.find(CONFIGS[0])]
+    assert grid.find(CONFIGS[0]).train_seconds < 1e6
+    assert [folder.name for folder in tmp_path.iterdir()] == [grid.place(CONFIGS[0]).name]
+
+
+def test_a_disk_that_is_full_ends_the_grid_and_an_interrupt_then_still_ends_the_other_runs(tmp_path):
+    ended = threading.Event()
+
+    def runner(config, watcher, workers):
+        if config.seed == 0:
+            raise OSError(ENOSPC, "No space left on device")
+        threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+        assert ended.wait(60)
+        raise VeneerError("ended")
+
+    with pytest.raises(KeyboardInterrupt):
+        list(Grid(folder=tmp_path).fill(lambda: CONFIGS[:2], Silent(), runner=runner, end=ended.set, workers=2))
+    with pytest.raises(OSError, match="No space left"):
+        list(Grid(folder=tmp_path).fill(lambda: CONFIGS[:1], Silent(), runner=runner))
+
+
+def test_runs_on_other_rows_than_their_like_are_refused(tmp_path):
+    grid = Grid(folder=tmp_path)
+    keep(grid, CONFIGS[0])
+    keep(grid, replace(CONFIGS[1], max_train_rows=100), "of fewer")
+    assert set(grid.rows([*CONFIGS, replace(CONFIGS[1], max_train_rows=100)]).values()) == {"of the rows", "of fewer"}
+    keep(grid, CONFIGS[2], "of another copy")
+    with pytest.raises(ConfigError, match=rf"^{grid.place(CONFIGS[0])} and {grid.place(CONFIGS[2])} were done on diff"):
+        grid.rows(CONFIGS)
+
+
 def test_a_record_that_cannot_be_read_is_named_with_what_to_do(tmp_path):
     grid = Grid(folder=tmp_path)
     keep(grid, CONFIGS[0])
@@ -121,6 +175,7 @@ def score(name, *, to, of="validation"):
         (changed(validation=None), "not a results file"),
         (setting(epochs=7), r"another run, whose folder is called trec-head-seed0-\w+"),
         (setting(data=5), "contradicts its own configuration"),
+        (lambda value: value["records"][0]["config"].pop("rows_sha256"), "not tell which rows"),
         (lambda value: value["records"][0]["config"].pop("seed"), "contradicts its own configuration"),
         (lambda value: value["records"][0]["config"].pop("epochs"), "another run"),
         (lambda value: value["records"].clear(), "holds 0 records"),
@@ -159,10 +214,11 @@ def test_two_spellings_of_one_run_are_done_once(tmp_path):
     assert Grid(folder=tmp_path).missing([named, CONFIGS[1], unnamed]) == [named, CONFIGS[1]]
 
 
-def keep(grid, config):
+def keep(grid, config, rows="of the rows"):
+    done = of_config(config)
     place = grid.place(config)
     place.mkdir(parents=True)
-    write_results(place, results(of_config(config)))
+    write_results(place, results(replace(done, config={**done.config, "rows_sha256": rows})))
 
 
 @pytest.mark.parametrize("machine", ["bfloat16", "float32"])

@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from veneer.errors import ConfigError, VeneerError, first_line, gathered
+from veneer.data.sources import DataRequest
+from veneer.errors import ConfigError, OutputExistsError, VeneerError, first_line, together
 from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
 from veneer.training.compare import PROCESS_NAME, Watcher, run_in_process
 from veneer.training.config import FOUND_OUT, Precision, RunConfig, resolve_precision
@@ -32,7 +33,10 @@ from veneer.training.output import new_folder
 COMPUTED: tuple[Precision, ...] = ("bfloat16", "float32")
 """What a run whose precision is "auto" may have been done in. Where both are there, the first counts on any machine."""
 Runner = Callable[[RunConfig, Watcher, int], Results]
-"""Does one run somewhere else, where so many run at once, and returns its results; raises what a run raises."""
+"""Does one run, here or elsewhere, where so many run at once, and returns its results; raises what a run raises."""
+
+Asked = tuple[DataRequest, int | None, int | None]
+"""Which rows, and how many of train and of the others at most."""
 
 
 def run_here(config: RunConfig, watcher: Watcher, workers: int) -> Results:
@@ -71,6 +75,11 @@ def _names(config: RunConfig) -> tuple[str, ...]:
     return tuple(_name(replace(config, precision=precision).resolved().to_json()) for precision in precisions)
 
 
+def rows_asked_for(config: RunConfig) -> Asked:
+    """Return what decides which rows a run is done on, but for what their files hold."""
+    return replace(config.data_request(), glue=None), config.max_train_rows, config.max_eval_rows
+
+
 @cache
 def _results(folder: Path, modified_ns: int) -> Results:
     """Return what a folder holds as it was written at that time: exhibits ask for the same ones many times.
@@ -86,6 +95,8 @@ def _results(folder: Path, modified_ns: int) -> Results:
     settings = {key: value for key, value in record.config.items() if key not in FOUND_OUT}
     if {key: settings.get(key) for key in named} != named:
         raise ConfigError(f"{folder / RESULTS_FILE} contradicts its own configuration in data, model, method or seed")
+    if not isinstance(record.config.get("rows_sha256"), str):
+        raise ConfigError(f"{folder / RESULTS_FILE} does not tell which rows the run was done on")
     if (own := _name(settings)) != folder.name:
         raise ConfigError(f"{folder / RESULTS_FILE} is the record of another run, whose folder is called {own}")
     return results
@@ -114,8 +125,11 @@ class Grid:
         results = self._results(config)
         return None if results is None else results.records[0]
 
+    def _done(self, config: RunConfig) -> Path | None:
+        return next((place for place in self.places(config) if (place / RESULTS_FILE).is_file()), None)
+
     def _results(self, config: RunConfig) -> Results | None:
-        done = next((place for place in self.places(config) if (place / RESULTS_FILE).is_file()), None)
+        done = self._done(config)
         if done is None:
             return None
         try:
@@ -131,6 +145,25 @@ class Grid:
         """Return the same records, each together with what it was measured on."""
         once = {self.places(config)[0]: config for config in configs}
         return [results for config in once.values() if (results := self._results(config)) is not None]
+
+    def rows(self, configs: Sequence[RunConfig]) -> dict[Asked, str]:
+        """Return the digest of the rows that runs were done on, by what was asked for.
+
+        Raises:
+            ConfigError: two runs that asked for the same rows had others, so nothing may put them together.
+        """
+        known: dict[Asked, tuple[str, Path]] = {}
+        for config in configs:
+            if (done := self._done(config)) is None:
+                continue
+            own = self.done([config])[0].config["rows_sha256"]
+            digest, first = known.setdefault(rows_asked_for(config), (own, done))
+            if digest != own:
+                raise ConfigError(
+                    f"{first} and {done} were done on different rows of {config.data}, so they cannot be compared; "
+                    "keep them in folders of their own"
+                )
+        return {asked: digest for asked, (digest, _) in known.items()}
 
     def missing(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
         """Return those of `configs` that have not been done, in order; of several that define one run, the first."""
@@ -198,7 +231,7 @@ class Grid:
                     watcher.run_ended(record)
                     yield record
         if failures:
-            raise _together(failures)
+            raise together(failures, f"{len(failures)} runs could not be done; those that were are kept:")
 
     def _run(self, config: RunConfig, watcher: Watcher, runner: Runner, workers: int) -> RunRecord:
         config = replace(config, precision=resolve_precision(config.precision))  # the runner's machine may have others
@@ -206,26 +239,25 @@ class Grid:
             results = runner(config, watcher, workers)
         except VeneerError as error:
             raise type(error)(f"{self.place(config).name}: {error}") from None
-        if (other := self.find(config)) is not None:  # of another process that fills the same grid
-            return other
-        with new_folder(self.place(config)) as partial:
-            write_results(partial, results)
+        try:
+            with new_folder(self.place(config)) as partial:
+                write_results(partial, results)
+        except (OutputExistsError, OSError):
+            if (other := self.find(config)) is None:
+                raise
+            return other  # of another process that fills the same grid
         return results.records[0]
-
-
-def _together(failures: Sequence[VeneerError]) -> VeneerError:
-    """Return one error for several runs, of their kind where that is the same."""
-    kind, *others = {type(failure) for failure in failures}
-    headline = f"{len(failures)} runs could not be done; those that were are kept:"
-    message = str(failures[0]) if len(failures) == 1 else gathered(headline, [str(failure) for failure in failures])
-    return (VeneerError if others else kind)(message)
 
 
 @contextmanager
 def _ended_on_interrupt(running: set[Future[RunRecord]], end: Callable[[], None]) -> Iterator[None]:
-    """End these runs where the block is interrupted, those too that are only about to begin."""
+    """End these runs where the block is interrupted, those too that are only about to begin; else wait for them."""
     try:
-        yield
+        try:
+            yield
+        except Exception:
+            wait(running)  # here, where an interrupt still ends them
+            raise
     except (KeyboardInterrupt, GeneratorExit):
         while running:
             end()
