@@ -3,8 +3,8 @@
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from veneer.lora.config import LoraConfig
-from veneer.methods.table import METHODS, attach, low_rank, resized
+from veneer.methods.settings import MethodSettings
+from veneer.methods.table import METHODS
 
 BLOCKS, HIDDEN, INNER, WORDS, POSITIONS, CLASSES, RANK = 3, 12, 20, 31, 23, 5, 3
 PADDING = 1
@@ -80,16 +80,12 @@ def ids(num_rows=4, num_tokens=7, *, seed=1):
     return torch.randint(2, WORDS, (num_rows, num_tokens), generator=torch.Generator().manual_seed(seed))
 
 
-def tiny_method(name, **sizes):
-    return resized(METHODS[name], SIZES.get(name, {}) | sizes)
+def tiny_settings(name, *, seed=0, **sizes):
+    return MethodSettings(method=name, r=RANK, seed=seed, sizes=tuple((SIZES.get(name, {}) | sizes).items()))
 
 
 def attached(model, name, family, *, seed=0, **sizes):
-    """Attach a method; query and value of GPT-2, which are one layer, are chosen by `low_rank`."""
-    method, config = tiny_method(name, **sizes), LoraConfig(r=RANK, seed=seed)
-    is_fused = family == "gpt2" and method.targets is not None and name not in {"head", "lora-all"}
-    config = low_rank(config, family, ("query", "value")) if is_fused else config
-    return attach(model, method, model_type=family, head=HEADS[family], config=config, own_targets=is_fused)
+    return tiny_settings(name, seed=seed, **sizes).attach(model, model_type=family, head=HEADS[family])
 
 
 def shaken(model, *, seed=2):

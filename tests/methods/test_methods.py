@@ -5,9 +5,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from veneer.errors import ConfigError, TargetError, UnknownNameError
-from veneer.lora.config import LoraConfig
 from veneer.methods.anatomy import QUERY_VALUE, query_value
-from veneer.methods.table import METHODS, attach, find_method
+from veneer.methods.settings import MethodSettings
+from veneer.methods.table import METHODS, find_method
 
 LAYERS, HIDDEN, INNER, VOCABULARY, POSITIONS, CLASSES, RANK = 2, 12, 20, 31, 17, 3, 5
 EMBEDDINGS = (VOCABULARY + POSITIONS + 2) * HIDDEN + 2 * HIDDEN  # words, positions, two segments; a LayerNorm
@@ -23,7 +23,6 @@ LORA = {
     "lora-all": LAYERS * (4 * SQUARE + 2 * WIDE) + SQUARE,  # the pooler is linear too
     "full": 0,
 }
-CONFIG = LoraConfig(r=RANK)
 
 
 @pytest.fixture
@@ -35,10 +34,9 @@ def model():
     )
 
 
-def attached(model, method, *, model_type="bert", config=CONFIG, own_targets=False):
-    return attach(
-        model, find_method(method), model_type=model_type, head=("classifier",), config=config, own_targets=own_targets
-    )
+def attached(model, method, *, model_type="bert", r=RANK, targets=None):
+    settings = MethodSettings(method=method, r=r, targets=targets)
+    return settings.attach(model, model_type=model_type, head=("classifier",))
 
 
 @pytest.mark.parametrize("method", LORA)
@@ -75,13 +73,12 @@ def test_no_method_changes_the_output_before_training(model, method):
 
 
 def test_own_targets_take_the_place_of_the_methods(model):
-    config = LoraConfig(r=RANK, targets=("layer.1.attention.self.key",))
-    assert attached(model, "lora-all", config=config, own_targets=True).lora == SQUARE
+    assert attached(model, "lora-all", targets=("layer.1.attention.self.key",)).lora == SQUARE
 
 
 def test_own_targets_make_lora_qv_work_for_a_family_it_does_not_know(model):
-    config = LoraConfig(r=RANK, targets=("query", "value"))
-    assert attached(model, "lora-qv", model_type="unheard-of", config=config, own_targets=True).lora == LORA["lora-qv"]
+    counts = attached(model, "lora-qv", model_type="unheard-of", targets=("query", "value"))
+    assert counts.lora == LORA["lora-qv"]
 
 
 def test_a_family_that_is_not_known_is_named_with_what_to_do_and_the_model_is_as_it_was(model):
@@ -89,11 +86,11 @@ def test_a_family_that_is_not_known_is_named_with_what_to_do_and_the_model_is_as
     with pytest.raises(ConfigError, match=r"'gpt-x'.*known: albert, bert,.*lora-all, or lora-qv with --target"):
         attached(model, "lora-qv", model_type="gpt-x")
     with pytest.raises(ConfigError, match="parts of one layer in model family 'gpt2'; choose them by weights"):
-        attached(model, "lora-qv", model_type="gpt2")
+        query_value("gpt2")
     with pytest.raises(ConfigError, match="the head names pooler, which BertForSequenceClassification has not"):
-        attach(model, METHODS["full"], model_type="bert", head=("pooler",), config=CONFIG, own_targets=False)
+        MethodSettings(method="full").attach(model, model_type="bert", head=("pooler",))
     with pytest.raises(TargetError, match="r=13 is larger"):
-        attached(model, "lora-all", config=LoraConfig(r=13))
+        attached(model, "lora-all", r=13)
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
 
 
@@ -127,12 +124,10 @@ def test_query_and_value_are_where_the_table_says_in_transformers_own_model(mode
 def test_bottlenecks_on_minilm_are_as_large_as_loras_query_and_value_within_a_tenth(name):
     shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
     sizes = []
-    for method in (METHODS["lora-qv"], METHODS[name]):
+    for method in ("lora-qv", name):
         with torch.device("meta"):
             network = BertForSequenceClassification(BertConfig(**shape))
-        counts = attach(
-            network, method, model_type="bert", head=("classifier",), config=LoraConfig(), own_targets=False
-        )
+        counts = MethodSettings(method=method).attach(network, model_type="bert", head=("classifier",))
         sizes.append(counts.lora + counts.other)
     assert sizes[0] == 73_728
     assert abs(sizes[1] / sizes[0] - 1) < 0.1

@@ -21,7 +21,7 @@ from tests.methods.families import (
     ids,
     shaken,
     tiny,
-    tiny_method,
+    tiny_settings,
 )
 from veneer.errors import ConfigError
 from veneer.methods.anatomy import ANATOMIES, block_names
@@ -48,7 +48,7 @@ def around(text, own, family):
 def test_the_count_is_the_papers_formula(name, blocks, family):
     counts = attached(tiny(family), name, family, prefix_tokens=LP, infix_tokens=LI)
     assert counts.other == blocks * HIDDEN * (LP + LI)
-    assert tiny_method(name, prefix_tokens=LP, infix_tokens=LI).added_tokens == LP + LI
+    assert tiny_settings(name, prefix_tokens=LP, infix_tokens=LI).chosen.added_tokens == LP + LI
 
 
 @pytest.mark.parametrize("family", HEADS)

@@ -3,11 +3,12 @@
 import pytest
 from torch import nn
 
-from tests.methods.families import BASELINES, HEADS, attached, fits, tiny, tiny_method
+from tests.methods.families import BASELINES, HEADS, attached, fits, tiny, tiny_settings
 from veneer.errors import ConfigError, UnknownNameError
 from veneer.lora.config import LoraConfig
 from veneer.methods.selective import LastBlocksConfig
-from veneer.methods.table import METHODS, attach, find_method, low_rank, resized
+from veneer.methods.settings import MethodSettings
+from veneer.methods.table import METHODS, low_rank, resized
 
 
 def trained_outside_the_head(model, family):
@@ -66,13 +67,12 @@ def test_sizes_are_changed_by_name_and_unknown_ones_listed():
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_family_that_is_not_known_is_refused_only_where_its_parts_matter(name):
-    model, method = tiny("bert"), tiny_method(name)
-    call = {"model_type": "unheard-of", "head": ("classifier",), "config": LoraConfig(r=3), "own_targets": False}
+    model, call = tiny("bert"), {"model_type": "unheard-of", "head": ("classifier",)}
     if name == "bitfit":
-        assert attach(model, method, **call).other > 0
+        assert tiny_settings(name).attach(model, **call).other > 0
         return
     with pytest.raises(ConfigError, match=r"'unheard-of' .*known: .*bert"):
-        attach(model, method, **call)
+        tiny_settings(name).attach(model, **call)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -81,10 +81,8 @@ def test_a_family_that_is_not_known_is_refused_only_where_its_parts_matter(name)
     ("weights", "matrices"), [(("query",), 1), (("query", "value"), 2), (("query", "key", "value", "output"), 4)]
 )
 def test_low_rank_updates_go_to_the_chosen_projections_of_every_family(family, weights, matrices):
-    config = low_rank(LoraConfig(r=3), family, weights)
-    counts = attach(
-        tiny(family), find_method("lora-qv"), model_type=family, head=HEADS[family], config=config, own_targets=True
-    )
+    settings = MethodSettings(method="lora-qv", weights=weights, r=3)
+    counts = settings.attach(tiny(family), model_type=family, head=HEADS[family])
     assert counts.lora == 3 * matrices * 2 * 12 * 3
 
 

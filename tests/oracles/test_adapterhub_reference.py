@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tests.methods.families import HEADS
-from veneer.lora.config import LoraConfig
-from veneer.methods.table import METHODS, attach, resized
+from veneer.methods.settings import MethodSettings
 
 FILE = Path(__file__).with_name("adapterhub.safetensors")
 SIZES = {"houlsby": {"r": 3}, "pfeiffer": {"r": 3}, "adapterdrop": {"r": 3, "dropped_blocks": 1}, "lin": {"r": 3}}
@@ -59,9 +58,9 @@ def test_outputs_and_gradients_are_adapterhubs(family, name):
         sizes = json.loads(file.metadata()["families"])[family]
     config = AutoConfig.for_model(family, **sizes)
     classifier = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").double().eval()
-    model, method = classifier.base_model, resized(METHODS[name], SIZES[name])
+    model, method = classifier.base_model, MethodSettings(method=name, sizes=tuple(SIZES[name].items()))
     model.load_state_dict(references(family, "base"))
-    attach(classifier, method, model_type=family, head=HEADS[family], config=LoraConfig(), own_targets=False)
+    method.attach(classifier, model_type=family, head=HEADS[family])
     weights, gradients = (
         renamed(references(family, name, part), PLACES[family, name]) for part in ("weight", "gradient")
     )

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, DebertaV2Config, GP
 
 import veneer
 from veneer import LoraConfig
-from veneer.methods.table import attach, find_method, low_rank, resized
+from veneer.methods.settings import MethodSettings
 
 ROBERTA_BASE = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
 ROBERTA_LARGE = {
@@ -109,11 +109,10 @@ MEDIUM, GPT2_LARGE, GPT3 = (
 )
 
 
-def counts_of(config, name, sizes, lora=None):
-    family, head = config.model_type, ROBERTA_HEAD if config.model_type == "roberta" else GPT_HEAD
-    method = resized(find_method(name), sizes)
-    own = {"config": lora or LoraConfig(), "own_targets": lora is not None}
-    return attach(on_meta(config), method, model_type=family, head=head, **own)
+def counts_of(config, name, sizes, r=8):
+    head = ROBERTA_HEAD if config.model_type == "roberta" else GPT_HEAD
+    settings = MethodSettings(method=name, sizes=tuple(sizes.items()), r=r)
+    return settings.attach(on_meta(config), model_type=config.model_type, head=head)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +151,6 @@ def test_bitfit_with_the_biases_of_the_head():
 @pytest.mark.parametrize(("r", "parameters"), [(8, 37_896_192), (64, 302_137_344)])
 def test_lora_with_prefix_embedding_on_gpt3(r, parameters):
     """Table 15 prints 37.8M and 302.1M; query and value of its fused projection have rank r each."""
-    lora = low_rank(LoraConfig(r=r), "gpt2", ("query", "value"))
-    counts = counts_of(GPT3, "lora-prefix-embed", {"prefix_tokens": 8, "infix_tokens": 4}, lora)
+    counts = counts_of(GPT3, "lora-prefix-embed", {"prefix_tokens": 8, "infix_tokens": 4}, r)
     assert counts.lora + counts.other == parameters
     assert counts.other == 12 * 12288

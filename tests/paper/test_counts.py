@@ -2,7 +2,8 @@
 
 import pytest
 
-from veneer.paper.architectures import Attachment, counted
+from veneer.methods.settings import MethodSettings
+from veneer.paper.architectures import counted
 from veneer.paper.counts import EXHIBIT, ROWS
 from veneer.paper.formulas import bottlenecks, last_blocks, lora, prefix_embedding, prefix_layers, shown_as
 from veneer.training.grid import Grid
@@ -10,28 +11,42 @@ from veneer.training.grid import Grid
 D, L = 12_288, 96
 
 
+def sized(method, **sizes):
+    return MethodSettings(method=method, sizes=tuple(sizes.items()))
+
+
 @pytest.mark.parametrize(
-    ("model", "attachment", "formula", "exact"),
+    ("model", "method", "formula", "exact"),
     [
-        ("RoBERTa base", Attachment("lora-qv", 8, ("query", "value")), lora(2 * 12, 768, 8), 294_912),
-        ("RoBERTa large", Attachment("lora-qv", 8, ("query", "value")), lora(2 * 24, 1024, 8), 786_432),
-        ("DeBERTa XXL", Attachment("lora-qv", 16, ("query", "value")), lora(2 * 48, 1536, 16), 4_718_592),
-        ("DeBERTa XXL", Attachment("lora-qv", 8, ("query", "value")), lora(2 * 48, 1536, 8), 2_359_296),
-        ("GPT-2 medium", Attachment("lora-qv", 4, ("query", "value")), lora(2 * 24, 1024, 4), 393_216),
-        ("GPT-2 large", Attachment("lora-qv", 4, ("query", "value")), lora(2 * 36, 1280, 4), 737_280),
-        ("GPT-2 medium", Attachment("lin", sizes=(("r", 6),)), bottlenecks(24, 1024, 6, norms=24), 368_784),
-        ("GPT-2 medium", Attachment("lin", sizes=(("r", 224),)), bottlenecks(24, 1024, 224, norms=24), 11_089_152),
-        ("GPT-2 large", Attachment("lin", sizes=(("r", 8),)), bottlenecks(36, 1280, 8, norms=36), 875_808),
-        ("GPT-2 large", Attachment("lin", sizes=(("r", 248),)), bottlenecks(36, 1280, 248, norms=36), 23_002_848),
-        ("RoBERTa large", Attachment("pfeiffer", sizes=(("r", 16),)), bottlenecks(24, 1024, 16), 811_392),
-        ("RoBERTa large", Attachment("houlsby", sizes=(("r", 8),)), bottlenecks(48, 1024, 8), 835_968),
-        ("GPT-2 medium", Attachment("houlsby", sizes=(("r", 112),)), bottlenecks(48, 1024, 112), 11_064_576),
-        ("GPT-2 medium", Attachment("top2"), last_blocks(2, 1024), 25_192_448),
-        ("RoBERTa base", Attachment("bitfit"), 12 * 11 * 768 + 768, 102_144),
+        ("RoBERTa base", MethodSettings(method="lora-qv", r=8), lora(2 * 12, 768, 8), 294_912),
+        ("RoBERTa large", MethodSettings(method="lora-qv", r=8), lora(2 * 24, 1024, 8), 786_432),
+        ("DeBERTa XXL", MethodSettings(method="lora-qv", r=16), lora(2 * 48, 1536, 16), 4_718_592),
+        ("DeBERTa XXL", MethodSettings(method="lora-qv", r=8), lora(2 * 48, 1536, 8), 2_359_296),
+        ("GPT-2 medium", MethodSettings(method="lora-qv", r=4), lora(2 * 24, 1024, 4), 393_216),
+        ("GPT-2 large", MethodSettings(method="lora-qv", r=4), lora(2 * 36, 1280, 4), 737_280),
+        ("GPT-2 medium", sized("lin", r=6), bottlenecks(24, 1024, 6, norms=24), 368_784),
+        (
+            "GPT-2 medium",
+            sized("lin", r=224),
+            bottlenecks(24, 1024, 224, norms=24),
+            11_089_152,
+        ),
+        ("GPT-2 large", sized("lin", r=8), bottlenecks(36, 1280, 8, norms=36), 875_808),
+        (
+            "GPT-2 large",
+            sized("lin", r=248),
+            bottlenecks(36, 1280, 248, norms=36),
+            23_002_848,
+        ),
+        ("RoBERTa large", sized("pfeiffer", r=16), bottlenecks(24, 1024, 16), 811_392),
+        ("RoBERTa large", sized("houlsby", r=8), bottlenecks(48, 1024, 8), 835_968),
+        ("GPT-2 medium", sized("houlsby", r=112), bottlenecks(48, 1024, 112), 11_064_576),
+        ("GPT-2 medium", MethodSettings(method="top2"), last_blocks(2, 1024), 25_192_448),
+        ("RoBERTa base", MethodSettings(method="bitfit"), 12 * 11 * 768 + 768, 102_144),
     ],
 )
-def test_what_our_methods_train_is_what_the_formulas_say(model, attachment, formula, exact):
-    assert counted(model, attachment) == formula == exact
+def test_what_our_methods_train_is_what_the_formulas_say(model, method, formula, exact):
+    assert counted(model, method) == formula == exact
 
 
 @pytest.mark.parametrize(
@@ -40,7 +55,7 @@ def test_what_our_methods_train_is_what_the_formulas_say(model, attachment, form
      ("GPT-2 large", 774_030_080)],
 )  # fmt: skip
 def test_the_shapes_are_the_published_ones(model, exact):
-    assert counted(model, Attachment("full")) == exact
+    assert counted(model, MethodSettings(method="full")) == exact
 
 
 def test_the_budgets_of_gpt3_are_equal_however_they_are_spent():

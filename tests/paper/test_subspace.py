@@ -12,7 +12,6 @@ from veneer.paper.subspace import (
     random_similarity,
     right_directions,
     similarities,
-    similarity,
 )
 
 D = 24
@@ -22,6 +21,11 @@ def basis(columns: int, seed: int, d: int = D) -> torch.Tensor:
     """Random orthonormal columns."""
     generator = torch.Generator().manual_seed(seed)
     return torch.linalg.qr(torch.randn(d, columns, generator=generator, dtype=torch.float64))[0]
+
+
+def similarity(U: torch.Tensor, V: torch.Tensor) -> float:
+    """Of the whole spans."""
+    return float(similarities(U, V)[-1, -1])
 
 
 dimensions = st.integers(min_value=1, max_value=D)
@@ -62,13 +66,15 @@ def test_similarity_is_one_minus_the_projection_metric_over_p(i, j, seed):
     assert similarity(U, V) == pytest.approx(1 - float(p - squared.sum()) / p)
 
 
-def test_all_similarities_at_once_are_those_one_by_one():
+def test_all_similarities_at_once_are_equation_4_one_by_one():
     U, V = basis(5, 1), basis(9, 2)
     grid = similarities(U, V)
     assert grid.shape == (5, 9)
     for i in range(1, 6):
         for j in range(1, 10):
-            assert grid[i - 1, j - 1].item() == pytest.approx(similarity(U[:, :i], V[:, :j]))
+            assert grid[i - 1, j - 1].item() == pytest.approx(
+                float(torch.linalg.matrix_norm(U[:, :i].T @ V[:, :j]) ** 2 / min(i, j))
+            )
 
 
 @pytest.mark.parametrize(("i", "j"), [(1, 1), (2, 7), (7, 2), (6, 6), (D, 3)])

@@ -80,8 +80,7 @@ class MethodSettings:
 
     def attach(self, model: nn.Module, *, model_type: str, head: Sequence[str]) -> Counts:
         """Make `model` train so, in place: `methods.table.attach` with these settings."""
-        updates = self.updates(model_type)
-        return attach(model, self.chosen, model_type=model_type, head=head, config=updates, own_targets=True)
+        return attach(model, self.chosen, model_type=model_type, head=head, config=self.updates(model_type))
 
     def _lora(self, targets: str | Sequence[str] | None = None) -> LoraConfig:
         return LoraConfig(

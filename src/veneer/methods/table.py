@@ -3,8 +3,8 @@
 All of them train the head, the newly initialised output layer. Learning rates are each method's own. LoRA's is ten to
 twenty times full fine-tuning's, where its optimum lies over many models ("LoRA Without Regret", Thinking Machines 2025;
 "LoRA Learns Less and Forgets Less", arXiv 2405.09673); the head alone is small and starts from nothing. With
-MiniLM on rotten-tomatoes' validation rows these did better than 5e-3, 1e-3 (lora-all) and 1e-4 (full); for lora-qv no
-other rate was tried to the end.
+MiniLM on rotten-tomatoes' validation rows these did better than 5e-3, 1e-3 (lora-all), 1e-4 (full), 3e-4 and 3e-3
+(lora-qv).
 
 The baselines' rates are where a search begins, and their sizes fit a MiniLM of six blocks, d = 384. The bottlenecks are
 as large as LoRA with r = 8 on query and value, 73,728, within a tenth; the prefixes' sizes are among those of the LoRA
@@ -187,7 +187,7 @@ def resized(method: Method, sizes: Mapping[str, Any]) -> Method:
 
 
 def low_rank(config: LoraConfig, model_type: str, weights: Sequence[str]) -> LoraConfig:
-    """Return `config` with updates on these of `PROJECTIONS`; pass it to `attach` with `own_targets`.
+    """Return `config` with updates on these of `PROJECTIONS`.
 
     Where query, key and value are one layer, each that is chosen gets an update of rank r of its own (loralib's
     MergedLinear). Every linear layer is `LoraConfig`'s own default.
@@ -208,18 +208,16 @@ def low_rank(config: LoraConfig, model_type: str, weights: Sequence[str]) -> Lor
     return replace(config, targets=targets, fused=fused)
 
 
-def attach(
-    model: nn.Module, method: Method, *, model_type: str, head: Sequence[str], config: LoraConfig, own_targets: bool
-) -> Counts:
-    """Make `model` train by `method`, in place; see `trained.py` for the way back.
+def attach(model: nn.Module, method: Method, *, model_type: str, head: Sequence[str], config: LoraConfig) -> Counts:
+    """Make `model` train by `method`, in place: `MethodSettings.attach` calls it, `trained.py` has the way back.
 
     Args:
         model: the pretrained classifier.
         method: what to train.
         model_type: the model's family, as in its config.json.
         head: names of the newly initialised modules.
-        config: rank, scaling and so on; its targets count only with `own_targets`. Its seed draws every start.
-        own_targets: whether `config.targets` replaces the method's own choice of layers.
+        config: which layers get a low-rank update, none where the method has none, and its rank, scaling and so on;
+            its seed draws every start.
 
     Raises:
         TargetError, ConfigError: the layers, or a module of the head, cannot be found or adapted. The model is as it
@@ -238,8 +236,6 @@ def attach(
     if method.trains_every_weight:
         model.requires_grad_(True)
     else:
-        if method.targets is None or not own_targets:
-            config = replace(config, targets=method.targets(model_type) if method.targets else ())
         lora, hooks = _attach_parts(model, method.part, model_type=model_type, head=head, config=config)
     weights = named_weights(model)
     trained = {name: weight for name, weight in weights.items() if weight.requires_grad}

@@ -4,12 +4,10 @@ Everything happens on the meta device: no value exists, so even 1.5 billion para
 was never published; its counts come from formulas.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
-from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     DebertaV2Config,
@@ -18,11 +16,8 @@ from transformers import (
     RobertaConfig,
 )
 
-from veneer.lora.config import LoraConfig
 from veneer.lora.targets import HEAD_NAMES
-from veneer.methods.table import Counts, attach, find_method, low_rank, resized
-
-QUERY_VALUE = ("query", "value")
+from veneer.methods.settings import MethodSettings
 
 
 def _roberta(width: int, blocks: int) -> RobertaConfig:
@@ -72,30 +67,12 @@ CONFIGS: Mapping[str, Callable[[], PretrainedConfig]] = {
 """Name to configuration; the sizes are those of the published checkpoints."""
 
 
-@dataclass(frozen=True)
-class Attachment:
-    """A method with sizes of its own, or LoRA of rank r on some of attention's projections."""
-
-    method: str
-    r: int = 8
-    weights: tuple[str, ...] = ()
-    sizes: tuple[tuple[str, int], ...] = ()
-
-    def attach_to(self, model: nn.Module, *, model_type: str, head: Sequence[str]) -> Counts:
-        """Make `model` train so, in place, and return what it trains."""
-        settings = LoraConfig(r=self.r, targets=())
-        if self.weights:
-            settings = low_rank(settings, model_type, self.weights)
-        method = resized(find_method(self.method), dict(self.sizes))
-        return attach(model, method, model_type=model_type, head=head, config=settings, own_targets=bool(self.weights))
-
-
 @cache
-def counted(model: str, attachment: Attachment) -> int:
+def counted(model: str, method: MethodSettings) -> int:
     """Return how many parameters the method trains, without those of the head, as the paper counts."""
     config = CONFIGS[model]()
     with torch.device("meta"):
         classifier = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     head = [name for name, _ in classifier.named_children() if name in {*HEAD_NAMES, "pooler"}]
-    counts = attachment.attach_to(classifier, model_type=str(config.model_type), head=head)
+    counts = method.attach(classifier, model_type=str(config.model_type), head=head)
     return counts.trainable - counts.head

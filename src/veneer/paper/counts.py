@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from veneer.methods.settings import MethodSettings
 from veneer.paper import formulas
-from veneer.paper.architectures import QUERY_VALUE, Attachment, counted
+from veneer.paper.architectures import counted
 from veneer.paper.exhibit import Contents, Exhibit, Measurement, Outcome, Table, Verdict
 from veneer.paper.formulas import bottlenecks, lora, prefix_embedding, prefix_layers, shown_as
 from veneer.training.grid import Grid
@@ -40,15 +41,15 @@ class CountRow:
 
 
 def _low_rank(model: str, r: int) -> Callable[[], int]:
-    return partial(counted, model, Attachment("lora-qv", r, QUERY_VALUE))
+    return partial(counted, model, MethodSettings(method="lora-qv", r=r))
 
 
 def _sized(model: str, method: str, **sizes: int) -> Callable[[], int]:  # the sizes' names are those of the method
-    return partial(counted, model, Attachment(method, sizes=tuple(sizes.items())))
+    return partial(counted, model, MethodSettings(method=method, sizes=tuple(sizes.items())))
 
 
 def _whole(model: str) -> Callable[[], int]:
-    return partial(counted, model, Attachment("full"))
+    return partial(counted, model, MethodSettings(method="full"))
 
 
 _R = "r_q = r_v = "

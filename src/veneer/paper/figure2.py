@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from veneer.paper.architectures import QUERY_VALUE
 from veneer.paper.exhibit import Cell, Contents, Exhibit, Measurement, Scatter, Series, Table, Verdict
 from veneer.paper.protocol import ON_TREC, by_seed
-from veneer.paper.ranks import ALL_FOUR, Choice, changes_of
+from veneer.paper.ranks import ALL_FOUR, QUERY_VALUE, Choice, changes_of
 from veneer.paper.rates import Swept, rates_table, sweep_of, tuned_runs
 from veneer.paper.tabulation import (
     accuracy_on_test,

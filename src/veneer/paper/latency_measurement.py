@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from veneer.paper.architectures import QUERY_VALUE, Attachment, gpt2_shape
+from veneer.methods.settings import MethodSettings
+from veneer.paper.architectures import gpt2_shape
 from veneer.paper.exhibit import Measurement
 from veneer.training.compare import Watcher
 from veneer.training.config import resolve_precision
@@ -86,23 +87,23 @@ def measure(watcher: Watcher, grid: Grid, quick: bool) -> Measurement:
     }
 
 
-def methods(setting: Setting) -> Mapping[str, Attachment | None]:
+def methods(setting: Setting) -> Mapping[str, MethodSettings | None]:
     """Return what is timed; merged LoRA is the plain model."""
     return {
         PLAIN: None,
-        "lora": Attachment("lora-qv", 4, QUERY_VALUE),
-        "lin": Attachment("lin", sizes=(("r", setting.lin),)),
-        "houlsby": Attachment("houlsby", sizes=(("r", setting.houlsby),)),
+        "lora": MethodSettings(method="lora-qv", r=4),
+        "lin": MethodSettings(method="lin", sizes=(("r", setting.lin),)),
+        "houlsby": MethodSettings(method="houlsby", sizes=(("r", setting.houlsby),)),
     }
 
 
-def model_with(setting: Setting, attachment: Attachment | None, *, quick: bool) -> nn.Module:
+def model_with(setting: Setting, method: MethodSettings | None, *, quick: bool) -> nn.Module:
     """Return the model with the method attached, its backbone in `base_model`, in eval mode."""
     torch.manual_seed(0)
     config = gpt2_shape(*(QUICK_SHAPE if quick else SHAPE))
     model: Any = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
-    if attachment is not None:
-        attachment.attach_to(model, model_type="gpt2", head=("score",))
+    if method is not None:
+        method.attach(model, model_type="gpt2", head=("score",))
     backbone: nn.Module = model.base_model
     dtype = torch.bfloat16 if resolve_precision("auto") == "bfloat16" else torch.float32
     return backbone.eval().to("cuda" if torch.cuda.is_available() else "cpu", dtype)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from veneer.paper.architectures import QUERY_VALUE
 from veneer.paper.exhibit import Cell, Contents, Curves, Exhibit, Measurement, Number, Table, Verdict
 from veneer.paper.protocol import ON_BOTH, TASKS, by_seed
 from veneer.paper.rates import sweep_of, tuned_runs
@@ -17,6 +16,7 @@ from veneer.training.grid import Grid
 METHOD = "lora-qv"
 SEEDS = range(3)
 RANKS = (1, 2, 4, 8, 64)
+QUERY_VALUE = ("query", "value")
 ALL_FOUR = ("query", "key", "value", "output")
 ALL_LINEAR = ()
 """Every linear layer, the feed-forward's too: a row that the paper does not have."""

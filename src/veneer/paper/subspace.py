@@ -28,22 +28,17 @@ def left_directions(matrix: Float[Tensor, "out d"], number: int) -> Float[Tensor
     return directions
 
 
-def similarity(U: Float[Tensor, "d i"], V: Float[Tensor, "d j"]) -> float:
-    """Return phi = |U^T V|_F^2 / min(i, j), from 0 (orthogonal) to 1 (one span contains the other).
+def similarities(U: Float[Tensor, "d m"], V: Float[Tensor, "d n"]) -> Float[Tensor, "m n"]:
+    """Return phi of the first i columns of U and the first j of V at [i - 1, j - 1], for all i and j at once.
+
+    phi = |U_i^T V_j|_F^2 / min(i, j) goes from 0 (orthogonal) to 1 (one span contains the other). The norm sums the
+    squared cosines of its block, so all of them are one cumulated sum.
 
     Args:
         U: orthonormal columns.
         V: the same.
 
     Source: equation 4.
-    """
-    return float((U.T @ V).square().sum() / min(U.shape[1], V.shape[1]))
-
-
-def similarities(U: Float[Tensor, "d m"], V: Float[Tensor, "d n"]) -> Float[Tensor, "m n"]:
-    """Return phi of the first i columns of U and the first j of V at [i - 1, j - 1], for all i and j at once.
-
-    |U_i^T V_j|^2 sums the squared cosines of its block, so all of them are one cumulated sum.
     """
     cosines = (U.T @ V).square()
     sums = cosines.cumsum(0).cumsum(1)

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from veneer.paper.architectures import QUERY_VALUE
 from veneer.paper.exhibit import Cell, Contents, Exhibit, Measurement, Table
 from veneer.paper.protocol import ON_TREC, by_seed
-from veneer.paper.ranks import METHOD, ONE_RATE, SEEDS, Choice, changes_of
+from veneer.paper.ranks import METHOD, ONE_RATE, QUERY_VALUE, SEEDS, Choice, changes_of
 from veneer.paper.rates import sweep_of, tuned_runs
 from veneer.paper.tabulation import difference, found, mean, mean_curves, of_other_rows
 from veneer.paper.verdicts import MARGIN, judge
