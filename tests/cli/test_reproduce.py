@@ -13,13 +13,17 @@ from dataclasses import replace
 import pytest
 
 from tests.cli.tiny import veneer, worked
+from tests.glue_files import made_rows, write_archive
 from veneer.cli.reproduce import parse_seconds
-from veneer.errors import ConfigError, DataError
+from veneer.errors import ConfigError, DataError, DownloadError
 from veneer.paper import table_of_contents
 from veneer.paper.exhibit import Contents, Exhibit, Table
 from veneer.paper.tabulation import found, mean
 from veneer.training import grid
 from veneer.training.config import RunConfig
+
+PARTS = ("train", "dev")
+"""What GLUE's archive has of a task."""
 
 
 @pytest.fixture
@@ -97,6 +101,53 @@ def test_where_a_run_cannot_be_done_all_else_is_and_the_failure_is_the_last_word
     assert re.search(r"train-head-seed0-\w+: no such rows\s*$", ended.err)
 
 
+def test_where_a_measurement_cannot_be_made_all_else_is_and_every_failure_is_told(scratch, exhibits, monkeypatch):
+    def run(*args, **options):
+        raise DataError("no such rows")
+
+    def measure(watcher, grid, quick):
+        raise DownloadError("no such wheel")
+
+    timed = replace(table_of_contents.EXHIBITS["timed"], measure=measure)
+    monkeypatch.setitem(table_of_contents.EXHIBITS, "timed", timed)
+    ended = veneer("reproduce", "timed")
+    assert ended.code
+    assert "not measured: no such wheel" in ended.err
+    assert ended.err.rstrip().endswith("error: no such wheel")
+    assert "the measurement itself" in ended.out
+    monkeypatch.setattr(grid, "run_in_process", run)
+    ended = veneer("reproduce", "all")
+    told = " ".join(ended.err.split())
+    assert "not everything could be done" in told
+    assert told.count("no such rows") == 4  # of two runs: at once, and at the end
+    assert told.endswith("- no such wheel")
+    assert (scratch / "results/paper/index.html").is_file()
+
+
+def test_runs_on_another_copy_of_the_rows_are_refused_before_anything_is_run(scratch, exhibits, monkeypatch, tiny):
+    copies = [
+        write_archive(scratch / f"copy-{seed}", "rte", {part: made_rows("rte", 24, seed=seed) for part in PARTS})
+        for seed in range(2)
+    ]
+
+    def runs(grid):
+        return [
+            RunConfig(model=str(tiny), data="glue/rte", method="head", seed=seed, epochs=1, precision="float32")
+            for seed in seeds
+        ]
+
+    small = replace(table_of_contents.EXHIBITS["small"], runs=runs)
+    monkeypatch.setitem(table_of_contents.EXHIBITS, "small", small)
+    seeds = [0]
+    assert "GLUE" in worked("reproduce", "small", "--glue", copies[0]).err  # which has other numbers of rows
+    seeds = [0, 1]
+    ended = veneer("reproduce", "small", "--glue", copies[1])
+    assert ended.code == 2
+    assert "glue/rte has other rows here than the runs in results/runs were done on" in " ".join(ended.err.split())
+    assert "[1/1]" not in ended.err
+    worked("reproduce", "small", "--glue", copies[0])
+
+
 def test_no_run_begins_after_the_budget(scratch, exhibits):
     ended = worked("reproduce", "all", "--budget", "0s")
     assert "Missing, 2" in ended.out
@@ -141,23 +192,26 @@ def test_what_cannot_be_written_or_found_is_told_before_anything_is_run(scratch,
     assert sorted(scratch.iterdir()) == before
 
 
-def test_a_folder_without_records_is_told(scratch, exhibits):
+def test_a_page_with_results_never_gives_way_to_one_without(scratch, exhibits):
     assert "resluts does not exist (--runs" in worked("reproduce", "small", "--render-only", "--runs", "resluts").err
+    worked("reproduce", "small", "--budget", "0s")  # in place of one that had none either
+    worked("reproduce", "small")
+    assert "--runs" not in worked("reproduce", "small", "--render-only").err
     page = (scratch / "results/paper/index.html").read_bytes()
-    for arguments in (("--render-only",), ("--runs", "resluts"), ("--runs", "resluts", "--budget", "0s")):
-        ended = veneer("reproduce", "small", *arguments)
-        assert ended.code == 2
-        assert "does not exist, and the page in results/paper would give way" in ended.err
-        assert (scratch / "results/paper/index.html").read_bytes() == page
-    (scratch / "results/first-light").mkdir()
-    ended = veneer("reproduce", "small", "--render-only", "--runs", "results")
+    (scratch / "results/runs").rename(scratch / "results/elsewhere")
+    for arguments in ((), ("--render-only",), ("--runs", "resluts"), ("--budget", "0s"), ("--quick",)):
+        for name in ("small", "timed"):
+            ended = veneer("reproduce", name, *arguments)
+            assert ended.code == 2
+            assert "does not exist, and the page in results/paper would give way" in ended.err
+    ended = veneer("reproduce", "timed", "--runs", "results")
     assert ended.code == 2
     assert "results holds no record of a run, and the page in results/paper would give way" in " ".join(
         ended.err.split()
     )
+    assert exhibits == []
     assert (scratch / "results/paper/index.html").read_bytes() == page
-    worked("reproduce", "small")
-    assert "--runs" not in worked("reproduce", "small", "--render-only").err
+    worked("reproduce", "small", "--runs", "results/elsewhere", "--render-only")
 
 
 def test_a_record_that_cannot_be_read_is_told_before_anything_is_run(scratch, exhibits):
@@ -219,8 +273,12 @@ def test_a_cluster_needs_ray(scratch, exhibits, monkeypatch):
 
 def test_a_quick_measurement_gives_way_to_a_whole_one_and_never_the_other_way(scratch, exhibits):
     for arguments in (("--quick",), ("--quick",), (), (), ("--quick",)):
-        worked("reproduce", "timed", *arguments)
+        ended = worked("reproduce", "timed", *arguments)
     assert exhibits == [True, False]
+    assert "timed was measured on another machine (unknown processor); to measure here delete" in ended.err
+    ended = worked("reproduce", "small", "--quick", "--workers", 2)
+    assert "--quick runs nothing; without effect: --workers" in ended.err
+    assert "Missing, 2" in ended.out
     assert json.loads((scratch / "results/paper/measurements/timed.json").read_text())["quick"] is False
 
 

@@ -59,7 +59,8 @@ def reproduce(
         typer.Argument(
             metavar="NAME",
             help="table2, glue, roberta, figure2, ranks, table18, data, subspaces, latency, modern, counts, or all; "
-            "other tables and figures of the paper by theirs, as table5.",
+            "other tables and figures of the paper by theirs, as table5. all leaves out roberta, and glue without its "
+            "files: ask for them by name.",
             show_default=False,
         ),
     ] = None,
@@ -74,9 +75,13 @@ def reproduce(
         str | None,
         typer.Option(metavar="ADDRESS", help="Do the runs on the Ray cluster there: host:port, or auto (extra `ray`)."),
     ] = None,
-    glue: options.Glue = None,
+    glue: Annotated[
+        str | None,
+        typer.Option("--glue", help="Folder of GLUE's files, for glue and data; else VENEER_GLUE or the hub."),
+    ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Measure on a tiny scale, labelled as such; runs are not touched.")
+        bool,
+        typer.Option("--quick", help="Only measure, on a tiny scale, labelled as such; missing runs stay missing."),
     ] = False,
     runs: Annotated[Path, typer.Option(help="Folder of the run records.")] = Path("results/runs"),
     out: Annotated[
@@ -89,7 +94,8 @@ def reproduce(
 ) -> None:
     """Run what is missing for the paper's tables and figures, and write them with the paper's numbers beside ours."""
     started = time.monotonic()
-    failure: VeneerError | None = None
+    failures: list[VeneerError] = []
+    from veneer.errors import together
     from veneer.paper.protocol import by_seed
     from veneer.paper.table_of_contents import all_sheets, find_exhibits
     from veneer.report.paper_files import write_paper
@@ -98,11 +104,13 @@ def reproduce(
 
     chosen = find_exhibits(names or [])
     seconds = None if budget is None else parse_seconds(budget)
-    _check_places(runs, out, render_only=render_only, is_named=bool(options.typed(context, ["runs"])))
+    _check_places(runs, out, render_only=render_only)
     measured = _measured(out, render_only=render_only)
-    idle = options.typed(context, ["budget", "workers", "ray", "glue", "quick"])
-    if render_only and idle:
+    of_runs = ["workers", "ray", "glue"]
+    if render_only and (idle := options.typed(context, ["budget", "quick", *of_runs])):
         note(f"--render-only runs and measures nothing; without effect: {idle}")
+    elif quick and (idle := options.typed(context, of_runs)):
+        note(f"--quick runs nothing; without effect: {idle}")
     if not render_only:
         all_sheets(runs, measured)  # what cannot be read is told before anything is run
 
@@ -119,8 +127,9 @@ def reproduce(
         def following(grid: Grid) -> "set[RunConfig]":
             return {config for exhibit in with_runs for config in exhibit.following(grid)}
 
-        failure = _fill(runs, wanted, following, workers, ray, left)
-        _measure([exhibit.name for exhibit in chosen], out, Grid(folder=runs), quick, left)
+        if not quick:
+            failures += _fill(runs, wanted, following, workers, ray, left)
+        failures += _measure([exhibit.name for exhibit in chosen], out, Grid(folder=runs), quick, left)
     sheets = all_sheets(runs, measured)
     page = write_paper(sheets, out)
     width, shown = (stdout.width, stdout) if stdout.is_terminal else (None, Console(highlight=False, width=_UNLIMITED))
@@ -130,8 +139,8 @@ def reproduce(
                 shown.print(part)
             shown.print()
     stdout.print(f"page: {page}", markup=False, soft_wrap=True)
-    if failure is not None:
-        raise failure
+    if failures:
+        raise together(failures, "not everything could be done; what was is kept:")
 
 
 def parse_seconds(text: str) -> float:
@@ -144,18 +153,17 @@ def parse_seconds(text: str) -> float:
     return sum(float(number) * _UNITS[unit] for unit, number in found.groupdict().items() if number)
 
 
-def _check_places(runs: Path, out: Path, *, render_only: bool, is_named: bool) -> None:
+def _check_places(runs: Path, out: Path, *, render_only: bool) -> None:
     """Raise what is wrong with the folders to read from and to write to, before anything is run.
 
     Args:
         runs: where the records are.
         out: where the page is, or will be.
         render_only: whether no run will be written.
-        is_named: whether the user named the folder of records.
     """
     from veneer.errors import OutputExistsError
     from veneer.paper.table_of_contents import EXHIBITS
-    from veneer.report.paper_files import PAGE_FILE, require_own
+    from veneer.report.paper_files import require_own, rests_on_runs
     from veneer.results import RESULTS_FILE
     from veneer.training.output import require_folder, require_writable
 
@@ -167,10 +175,10 @@ def _check_places(runs: Path, out: Path, *, render_only: bool, is_named: bool) -
         require_writable(runs, "--runs")
     if not any(runs.glob(f"*/{RESULTS_FILE}")):
         what = "holds no record of a run" if runs.is_dir() else "does not exist"
-        if (render_only or is_named) and (out / PAGE_FILE).exists():
+        if rests_on_runs(out):
             raise OutputExistsError(
                 f"{runs} {what}, and the page in {out} would give way to one without results; name the folder of the "
-                "records by --runs, or another --out"
+                "records by --runs, or another --out, or delete the page"
             )
         note(f"{runs} {what} (--runs names the folder of the records)")
 
@@ -202,9 +210,8 @@ def _fill(
     workers: int,
     ray: str | None,
     left: "Callable[[], float | None]",
-) -> "VeneerError | None":
-    """Do the missing runs while time is left; return what is to be raised once all else is done, if runs failed."""
-    from veneer.data.glue import TASKS, task_files
+) -> "list[VeneerError]":
+    """Do the missing runs while time is left; return what is to be raised once all else is done, where runs failed."""
     from veneer.errors import VeneerError
     from veneer.training.grid import Grid, end_here, run_here
     from veneer.training.ray_runs import ray_runner
@@ -212,13 +219,11 @@ def _fill(
     grid = Grid(folder=folder)
     missing = grid.missing(wanted(grid))
     if not missing:
-        return None
+        return []
     later = following(grid)
     more = f", and {len(later)} more once rates are chosen" if later else ""
     note(f"{_are(missing)} missing{more}{_expected([*missing, *later], grid.done(wanted(grid)))}")
-    for config in {config.data: config for config in missing}.values():
-        if config.data in TASKS:
-            task_files(TASKS[config.data], config.glue, note)
+    _require_same_glue(grid, wanted(grid), missing)
     with (
         nullcontext((run_here, end_here)) if ray is None else ray_runner(ray) as (runner, end),
         progress_bars() if ray is None and workers == 1 else nullcontext(RunLines()) as watcher,
@@ -227,10 +232,31 @@ def _fill(
             for _ in grid.fill(lambda: wanted(grid), watcher, runner=runner, end=end, workers=workers, seconds=left()):
                 pass
         except VeneerError as error:
-            return error
+            return [error]
     if still := grid.missing(wanted(grid)):
         note(f"the budget is spent: {_are(still)} still missing; the same command goes on")
-    return None
+    return []
+
+
+def _require_same_glue(grid: "Grid", wanted: "list[RunConfig]", missing: "list[RunConfig]") -> None:
+    """Raise where GLUE's files are not at hand, or hold other rows than those that earlier runs were done on."""
+    from veneer.data.glue import TASKS
+    from veneer.errors import DataError
+    from veneer.training.grid import rows_asked_for
+    from veneer.training.run import note_lines, prepare_data, rows_sha256
+
+    known = grid.rows(wanted)
+    to_check = sorted(missing, key=lambda config: rows_asked_for(config) in known)
+    for config in {config.data: config for config in to_check if config.data in TASKS}.values():
+        splits = prepare_data(config, note)
+        for line in note_lines(splits):
+            note(f"{config.data}: {line}")
+        own = rows_sha256(splits)
+        if known.get(rows_asked_for(config), own) != own:
+            raise DataError(
+                f"{config.data} has other rows here than the runs in {grid.folder} were done on, so they could not be "
+                "compared; give the same files by --glue, or keep the runs on these ones apart by --runs and --out"
+            )
 
 
 def _are(runs: "list[RunConfig]") -> str:
@@ -266,17 +292,35 @@ def _measured(out: Path, *, render_only: bool) -> Path:
     return _COMMITTED
 
 
-def _measure(names: list[str], out: Path, grid: "Grid", quick: bool, left: "Callable[[], float | None]") -> None:
-    """Make the measurements that are missing, or only quick ones where more is wanted, while time is left."""
-    from veneer.paper.measurements import read_measurement, write_measurement
-    from veneer.paper.table_of_contents import EXHIBITS
+def _measure(
+    names: list[str], out: Path, grid: "Grid", quick: bool, left: "Callable[[], float | None]"
+) -> "list[VeneerError]":
+    """Make the measurements that are missing, or only quick ones where more is wanted, while time is left.
 
+    Returns:
+        What is to be raised once all else is done: what could not be measured, and why.
+    """
+    from veneer.errors import VeneerError, first_line
+    from veneer.paper.measurements import place, read_measurement, write_measurement
+    from veneer.paper.table_of_contents import EXHIBITS
+    from veneer.training.machine import describe_machine, processor
+
+    failures: list[VeneerError] = []
     for name in names:
         measure, earlier = EXHIBITS[name].measure, read_measurement(out, name)
-        if measure is None or (earlier is not None and (quick or not earlier.get("quick"))):
+        if measure is None:
+            continue
+        if earlier is not None and (quick or not earlier.get("quick")):
+            if (there := processor(earlier["machine"])) != processor(describe_machine()):
+                note(f"{name} was measured on another machine ({there}); to measure here delete {place(out, name)}")
             continue
         if left() == 0:
             note(f"{name} is not measured: the budget is spent")
             continue
         note(f"measuring {name} ...")
-        write_measurement(out, name, measure(RunLines(), grid, quick))
+        try:
+            write_measurement(out, name, measure(RunLines(), grid, quick))
+        except VeneerError as error:
+            note(f"not measured: {first_line(error)}")
+            failures.append(error)
+    return failures

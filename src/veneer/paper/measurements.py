@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from veneer.errors import ConfigError
+from veneer.errors import ConfigError, VeneerError
 from veneer.files import write_text
 from veneer.paper.exhibit import Measurement
 
@@ -38,13 +38,20 @@ def read_measurement(folder: Path, exhibit: str) -> Measurement | None:
 
 
 def write_measurement(folder: Path, exhibit: str, measurement: Measurement) -> Path:
-    """Write a measurement, a line for each of its entries, and return its path."""
+    """Write a measurement, a line for each of its entries, and return its path.
+
+    Raises:
+        VeneerError: a number in it is not finite.
+    """
     file = place(folder, exhibit)
-    file.parent.mkdir(parents=True, exist_ok=True)
     entries = {"schema": MEASUREMENT_SCHEMA, **measurement}
-    lines = [
-        f"{json.dumps(key)}: {json.dumps(value, allow_nan=False, separators=(',', ':'))}"
-        for key, value in entries.items()
-    ]
+    try:
+        lines = [
+            f"{json.dumps(key)}: {json.dumps(value, allow_nan=False, separators=(',', ':'))}"
+            for key, value in entries.items()
+        ]
+    except ValueError:
+        raise VeneerError(f"what was measured for {exhibit} has a number that is not finite, and is not kept") from None
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, "{\n" + ",\n".join(lines) + "\n}\n")
     return file

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from veneer.errors import OutputExistsError
 from veneer.files import write_text
-from veneer.paper.exhibit import Sheet
+from veneer.paper.exhibit import MACHINES, Sheet
 from veneer.report.drawing import as_file
 from veneer.report.paper_csv import table_as_csv
 from veneer.report.paper_figures import drawings_of
@@ -42,6 +42,12 @@ def require_own(folder: Path, titles: Mapping[str, str]) -> None:
         raise OutputExistsError(
             f"{folder} holds {', '.join(foreign)}, which Veneer did not write; choose another --out"
         )
+
+
+def rests_on_runs(folder: Path) -> bool:
+    """Return whether the page in `folder` has results of runs: it says then on which machines they were done."""
+    page = folder / PAGE_FILE
+    return page.is_file() and MACHINES in page.read_text("utf-8", errors="replace")
 
 
 def write_paper(sheets: Sequence[Sheet], folder: Path) -> Path:

@@ -25,6 +25,11 @@ def describe_machine() -> dict[str, str | int | None]:
     }
 
 
+def processor(machine: Mapping[str, Any]) -> str:
+    """Return what of a described machine computed: its accelerator where it has one."""
+    return str(machine.get("accelerator") or machine.get("cpu", "unknown processor"))
+
+
 def has_bfloat16() -> bool:
     """Return whether the GPU, or else the processor, computes in bfloat16 and is faster for it."""
     if torch.cuda.is_available():
