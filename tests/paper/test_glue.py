@@ -69,6 +69,18 @@ def test_the_methods_are_those_of_table_2_and_what_it_is_about_has_five_seeds(gr
         assert sorted(mine) == sorted((name, seed) for name, number in num_seeds.items() for seed in range(number))
 
 
+def test_a_method_of_which_a_run_collapsed_gets_as_many_seeds_as_the_others(grid):
+    keep_all(grid, glue.EXHIBIT, accuracy)
+    of_cola = {"task": "glue/cola", "model": {"model": "minilm"}}
+    assert [run.seed for run in glue.runs_of(grid, method="bitfit", **of_cola)] == [0, 1, 2]
+    (third,) = glue.runs_of(grid, method="bitfit", **of_cola)[2:]
+    (kept,) = read_results(grid.place(third)).records
+    write_results(grid.place(third), results(replace(kept, collapsed=True)))
+    assert [run.seed for run in grid.missing(glue.runs(grid))] == [3, 4]
+    assert [run.seed for run in glue.runs_of(grid, method="bitfit", **of_cola)] == [0, 1, 2, 3, 4]
+    assert [run.seed for run in glue.runs_of(grid, method="houlsby", **of_cola)] == [0, 1, 2]
+
+
 def test_few_rows_of_sst2_decide_beside_trec_and_10_000_alone(grid):
     lora_is_better = {"lora-qv": 0.05, "full": 0.0}
     keep_all(grid, glue.EXHIBIT, lambda run: 0.8 + lora_is_better.get(run.method, 0) + 1e-3 * run.seed * (run.r % 7))

@@ -10,6 +10,7 @@ import torch
 
 from tests.paper.kept import keep_all
 from tests.report.records import results
+from veneer.errors import ConfigError
 from veneer.paper import forgetting_measurement, modern
 from veneer.paper.forgetting_measurement import METHODS, neighbours_kept
 from veneer.results import read_results, write_results
@@ -41,12 +42,19 @@ def peaked(peaks: dict[str, float]) -> Callable[[RunConfig], float]:
     [
         ({"full": 1, "lora-qv": 1, "lora-all": 1}, ["held", "held"]),  # 20 and 10 times
         ({"full": 10, "lora-qv": 0.3, "lora-all": 0.3}, ["not held", "not held"]),
-        ({"full": 1, "lora-qv": 10, "lora-all": 1}, ["not held", "held"]),  # 200 and 10 times
+        ({"full": 1, "lora-qv": 10, "lora-all": 1}, ["not held", "held"]),  # 200 or more, and 10 times
+        ({"full": 10, "lora-qv": 10, "lora-all": 10}, ["undecided", "undecided"]),  # 20 and 10, at the edge of both
+        ({"full": 0.1, "lora-qv": 0.1, "lora-all": 1}, ["undecided", "not held"]),  # 20, and 100 or more
     ],
 )
 def test_ten_times_is_judged_by_the_best_rates_of_the_sweep(grid, peaks, outcomes):
     keep_all(grid, modern.EXHIBIT, peaked(peaks))
-    assert [verdict.outcome for verdict in modern.EXHIBIT.sheet(grid).verdicts[:2]] == outcomes
+    verdicts = modern.EXHIBIT.sheet(grid).verdicts[:2]
+    assert [verdict.outcome for verdict in verdicts] == outcomes
+    for verdict, method in zip(verdicts, ("lora-qv", "lora-all"), strict=True):
+        ends = {OWN[side] * peaks[side] for side in (method, "full") if peaks[side] in (0.1, 10)}
+        assert all(f" Beyond {end:g} nothing was tried." in verdict.because for end in ends)
+        assert verdict.because.count("Beyond") == len(ends)
 
 
 def test_ten_times_is_undecided_where_seeds_do_not_tell_rates_apart(grid):
@@ -100,6 +108,7 @@ def measured(lora: float, full: float, *, quick: bool = False) -> dict[str, Any]
     runs = [
         {
             "method": method, "seed": seed, "learning_rate": OWN[method], "accuracy": 0.9, "cosine": 0.5,
+            "collapsed": False,
             "neighbours_kept": (full if method == "full" else lora) + 0.01 * seed * (method == "full"),
         }
         for method in METHODS for seed in range(3)
@@ -117,11 +126,44 @@ def measured(lora: float, full: float, *, quick: bool = False) -> dict[str, Any]
     ],
 )
 def test_forgetting_is_judged_by_the_neighbours_that_are_left(grid, measurement, outcome):
+    keep_all(grid, modern.EXHIBIT, peaked({"full": 1, "lora-qv": 1, "lora-all": 1}))
     assert modern.EXHIBIT.sheet(grid, measurement).verdicts[-1].outcome == outcome
 
 
+def test_what_a_collapsed_training_kept_is_no_evidence(grid):
+    keep_all(grid, modern.EXHIBIT, peaked({"full": 1, "lora-qv": 1, "lora-all": 1}))
+    measurement = measured(0.3, 0.6)
+    for run in measurement["runs"]:
+        if run["method"] != "full" and run["seed"] == 2:
+            run |= {"collapsed": True, "neighbours_kept": 1.0}
+    sheet = modern.EXHIBIT.sheet(grid, measurement)
+    assert "-30.5 points" in sheet.verdicts[-1].because  # and not +13 over three
+    assert sheet.verdicts[-1].outcome == "undecided"  # two pairs are too few
+    kept = {row[0]: row[4] for row in sheet.tables[1].rows}
+    assert [number.value for number in kept.values()] == pytest.approx([0.61, 0.3, 0.3])
+    assert [number.num_runs for number in kept.values()] == [3, 2, 2]
+    for run in measurement["runs"]:
+        run["collapsed"] = run["method"] != "full"
+    sheet = modern.EXHIBIT.sheet(grid, measurement)
+    assert "Every pair has a collapsed run" in sheet.verdicts[-1].because
+    assert [row[4] for row in sheet.tables[1].rows][1:] == [None, None]
+
+
+def test_what_was_measured_at_other_rates_than_are_chosen_decides_nothing(grid):
+    measurement = measured(0.6, 0.3)
+    for peaks in (None, {"full": 1, "lora-qv": 1, "lora-all": 3}):  # none is chosen yet, or another one is
+        if peaks:
+            keep_all(grid, modern.EXHIBIT, peaked(peaks))
+        verdict = modern.EXHIBIT.sheet(grid, measurement).verdicts[-1]
+        assert (verdict.outcome, verdict.because) == ("not run yet", "Measured at other rates than are chosen now.")
+
+
 def test_what_is_forgotten_is_measured_at_the_chosen_rates(grid):
-    assert forgetting_measurement.config_of(grid, "full", 1, quick=False).learning_rate is None
+    with pytest.raises(ConfigError, match="at the rate that its sweep on trec chooses"):
+        forgetting_measurement.config_of(grid, "full", 1, quick=False)
+    assert forgetting_measurement.config_of(grid, "full", 1, quick=True).learning_rate is None
+    wanted = {(run.method, run.peak_learning_rate()) for run in modern.sweep(grid)}
+    assert {(method, rate) for method in METHODS for rate in (OWN[method],)} <= wanted
     keep_all(grid, modern.EXHIBIT, peaked({"full": 3, "lora-qv": 0.3, "lora-all": 1}))
     rates = {method: forgetting_measurement.config_of(grid, method, 1, quick=False).learning_rate for method in METHODS}
     assert rates == pytest.approx({"full": 1.5e-4, "lora-qv": 3e-4, "lora-all": 5e-4})

@@ -8,7 +8,9 @@ import pytest
 
 from tests.report.records import of_config, results, scores
 from veneer.methods.table import METHODS, find_method
+from veneer.paper.exhibit import Number
 from veneer.paper.rates import SEED, Swept, chosen_rate, rate_at, rates_table, sweep_of, tuned_runs
+from veneer.report.paper_cells import is_waiting
 from veneer.results import write_results
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -108,14 +110,19 @@ def test_a_rate_that_collapses_is_chosen_only_where_all_do(grid):
 
 
 def test_the_table_shows_what_was_tried_with_its_noise_and_what_was_chosen(grid):
-    for place, config in enumerate(runs(grid)):
+    keep(grid, runs(grid)[2], validation=0.6)
+    part = Swept(task=TASK, method=METHOD, label=METHOD)
+    open_yet = rates_table(grid, "rates", [part])
+    assert not is_waiting(open_yet)  # although nothing is chosen
+    assert open_yet.rows[0][4] is None
+    for place, config in enumerate(runs(grid)[:2]):
         keep(grid, config, validation=(0.5, 0.8, 0.6)[place], collapsed=place == 0)
-    parts = [Swept(task=TASK, method=method, label=method) for method in (METHOD, "houlsby")]
-    (row,) = rates_table(grid, "rates", parts).rows  # nothing was tried of the other
+    (row,) = rates_table(grid, "rates", [part, replace(part, method="houlsby")]).rows  # of which nothing was tried
     low, own, high = (f"{config.peak_learning_rate():g}" for config in runs(grid))
     told = f"{low}: 0.500 (collapsed), {own}: 0.800, {high}: 0.600"
     num_rows = grid.find(runs(grid)[1]).validation.num_examples
-    assert row == (TASK, METHOD, told, f"{2 * math.sqrt(0.8 * 0.2 / num_rows):.3f}", own, own)
+    noise = Number(value=pytest.approx(2 * math.sqrt(0.8 * 0.2 / num_rows)))
+    assert row == (TASK, METHOD, told, noise, own, own)
 
 
 def test_no_rate_reaches_one(grid):

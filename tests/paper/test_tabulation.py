@@ -54,6 +54,8 @@ def test_the_papers_statistic_is_the_best_epoch_and_the_median():
     number = median_on_dev(runs)
     assert number is not None
     assert number.value == best_on_dev(runs[1])
+    at_once = record("full", 0.3, test_curve=[], config={"watch_test": True})  # diverged before any epoch had ended
+    assert best_on_dev(at_once) == 0.3
 
 
 def test_only_seeds_that_both_have_are_compared():

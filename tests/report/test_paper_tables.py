@@ -128,6 +128,8 @@ def test_csv_keeps_numbers_whole_and_a_column_for_each_part():
 def test_a_row_that_does_not_fit_its_table_is_a_mistake():
     with pytest.raises(AssertionError, match="too short"):
         Table(name="t", title="t", columns=("a", "b"), rows=(("only one",),))
+    with pytest.raises(AssertionError, match="a heading twice"):
+        Table(name="t", title="t", columns=("a", "a"), rows=())
 
 
 def test_a_table_waits_until_a_number_of_ours_is_in_it():

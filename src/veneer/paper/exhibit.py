@@ -17,6 +17,7 @@ from veneer.paper.protocol import MODEL, ForeseenGrid, run_of
 from veneer.training.compare import Watcher
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
+from veneer.training.machine import processor
 
 Outcome = Literal["held", "not held", "undecided", "not run yet", "not tested at this scale"]
 """Undecided: measured, but these numbers cannot tell. Not run yet: what would decide it is among the missing."""
@@ -58,6 +59,7 @@ class Table:
     """How to read it."""
 
     def __post_init__(self) -> None:
+        assert len(set(self.columns)) == len(self.columns), f"{self.name}: a file of it would have a heading twice"
         assert all(len(row) == len(self.columns) for row in self.rows), f"{self.name}: a row is too short or too long"
 
 
@@ -193,6 +195,10 @@ BY_SEEDS = (
 """What whoever reads verdicts on trained models must know."""
 
 
+MACHINES = "Machines: those at hand; runs:"
+"""What a sheet says of where its runs were done begins so; without runs it says nothing of it."""
+
+
 def _no_runs(grid: Grid) -> list[RunConfig]:
     return []
 
@@ -225,8 +231,14 @@ class Exhibit:
         return [*self.sweep(grid), *self.runs(grid)]
 
     def sheet(self, grid: Grid, measurement: Measurement | None = None) -> Sheet:
-        """Return what the records in `grid` and the measurement make of the exhibit."""
-        contents, runs = self.contents(grid, measurement), self.wanted(grid)
+        """Return what the records in `grid` and the measurement make of the exhibit.
+
+        Raises:
+            ConfigError: a record cannot be read, or runs were done on different rows of one data set.
+        """
+        runs = self.wanted(grid)
+        grid.rows([*runs, *self.borrowed(grid)])
+        contents = self.contents(grid, measurement)
         unmeasured = self.measure is not None and measurement is None
         return Sheet(
             exhibit=self.name,
@@ -287,13 +299,11 @@ def _in_words(grid: Grid, config: RunConfig) -> str:
 def _machines(grid: Grid, runs: Sequence[RunConfig]) -> tuple[str, ...]:
     """Return how many of the runs were done in which precision on which processor, where there are any."""
     done = grid.results(runs)
-    counted = Counter(
-        f"in {one.records[0].config['precision']} on an {one.machine.get('cpu', 'unknown processor')}" for one in done
-    )
+    counted = Counter(f"in {one.records[0].config['precision']} on an {processor(one.machine)}" for one in done)
     if not counted:
         return ()
     told = ", ".join(f"{count} {how}" for how, count in sorted(counted.items()))
-    return (f"Machines: those at hand; runs: {told}. results/recipe.md compares the precisions.",)
+    return (f"{MACHINES} {told}. results/recipe.md compares the precisions.",)
 
 
 def _shortened(measurement: Measurement | None) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from veneer.data.sources import DataRequest, find_model, load_splits
 from veneer.data.splits import Examples
+from veneer.errors import ConfigError
 from veneer.paper.exhibit import Measurement
 from veneer.paper.protocol import MODEL, SETTINGS, run_of
 from veneer.paper.rates import chosen_rate
@@ -35,9 +36,19 @@ ROWS, QUICK_ROWS = 1000, 40
 
 
 def config_of(grid: Grid, method: str, seed: int, *, quick: bool) -> RunConfig:
-    """Return one of the trainings, at the rate that the sweep chose, or the method's own as long as none is chosen."""
+    """Return one of the trainings, at the rate that the sweep chose; a quick one at the method's own if need be.
+
+    Raises:
+        ConfigError: none is chosen yet.
+    """
     shortened = {"max_train_rows": 64, "max_eval_rows": 60, "epochs": 1} if quick else {}
-    return run_of(LEARNT, method, seed, {"learning_rate": chosen_rate(grid, LEARNT, method), **shortened})
+    rate = chosen_rate(grid, LEARNT, method)
+    if rate is None and not quick:
+        raise ConfigError(
+            f"what {method} forgets is measured at the rate that its sweep on {LEARNT} chooses, and runs of that are "
+            "missing; `veneer reproduce modern` does them first"
+        )
+    return run_of(LEARNT, method, seed, {"learning_rate": rate, **shortened})
 
 
 def measure(watcher: Watcher, grid: Grid, quick: bool) -> Measurement:
@@ -60,6 +71,7 @@ def measure(watcher: Watcher, grid: Grid, quick: bool) -> Measurement:
                 "method": config.method,
                 "seed": config.seed,
                 "learning_rate": config.peak_learning_rate(),
+                "collapsed": record.collapsed,
                 "accuracy": accuracy_on_test(record),
                 "neighbours_kept": neighbours_kept(before, after, NEIGHBOURS),
                 "cosine": float((before * after).sum(dim=1).mean()),

@@ -24,6 +24,7 @@ from veneer.paper.latency_measurement import PLAIN, measure
 from veneer.paper.tabulation import CONFIDENCE, line_of
 from veneer.paper.verdicts import not_measured
 from veneer.training.grid import Grid
+from veneer.training.machine import processor
 
 LABELS: Mapping[str, str] = {
     PLAIN: "Full fine-tuning, LoRA merged",
@@ -79,7 +80,7 @@ def _slower(name: str, sweep: Sequence[Mapping[str, Any]]) -> Curves:
 
 def _machine(measurement: Measurement) -> tuple[str, ...]:
     machine, torch = measurement["machine"], measurement["versions"]["torch"]
-    return (f"Measured on {machine['accelerator'] or machine['cpu']}, {machine['cores']} cores, torch {torch}.",)
+    return (f"Measured on {processor(machine)}, {machine['cores']} cores, torch {torch}.",)
 
 
 def _table(batch: int, tokens: int, times: Times, where: tuple[str, ...] = ()) -> Table:

@@ -1,6 +1,7 @@
 """`modern`: what later work says of LoRA: its learning rate, its layers, its scaling, what it forgets."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -80,9 +81,10 @@ COMPARISONS = (
 
 
 def sweep(grid: Grid) -> list[RunConfig]:
-    """Return the runs that choose the learning rate of each side."""
-    sides = [side for one in COMPARISONS for side in (one.first, one.second)]
-    return [config for side in sides for config in sweep_of(grid, TASK, side.method, side.changes)]
+    """Return the runs that choose the learning rate of each side, and of what forgets."""
+    swept = [(side.method, side.changes) for one in COMPARISONS for side in (one.first, one.second)]
+    swept += [(method, {}) for method in FORGETTING]
+    return [config for method, changes in swept for config in sweep_of(grid, TASK, method, changes)]
 
 
 def runs_of(grid: Grid, side: Side) -> list[RunConfig]:
@@ -121,7 +123,7 @@ def contents(grid: Grid, measurement: Measurement | None) -> Contents:
                 judge(claim=one.claim, source=one.source, differences={TASK: difference(first, second)})
                 for one, (first, second) in zip(COMPARISONS, sides, strict=True)
             ),
-            *_forget_less(runs_kept, quick=bool(measurement and measurement["quick"])),
+            *_forget_less(grid, runs_kept, quick=bool(measurement and measurement["quick"])),
         ),
     )
 
@@ -139,8 +141,8 @@ def _compared(sides: Sequence[tuple[list[RunRecord], ...]]) -> Table:
         name="modern-comparisons",
         title=f"Two by two on {TASK}",
         columns=(
-            "First", "Its rate, # trained, precision", "Test accuracy", "Second", "Its rate, # trained, precision",
-            "Test accuracy", "First minus second",
+            "First", "First's rate, # trained, precision", "First's test accuracy",
+            "Second", "Second's rate, # trained, precision", "Second's test accuracy", "First minus second",
         ),
         rows=tuple(rows),
         notes=(
@@ -159,12 +161,14 @@ def _setting(records: Sequence[RunRecord]) -> str | None:
 
 
 def _forgotten(grid: Grid, runs_kept: Sequence[Mapping[str, Any]]) -> Table:
-    def number(method: str, figure: str) -> Number:
-        values = [run[figure] for run in runs_kept if run["method"] == method]
+    def number(method: str, figure: str) -> Number | None:
+        values = [run[figure] for run in runs_kept if run["method"] == method and not run["collapsed"]]
+        if not values:
+            return None
         spread = mean_difference(values)
         return Number(value=fmean(values), low=spread.low, high=spread.high, num_runs=len(values))
 
-    rates = {run["method"]: run["learning_rate"] for run in runs_kept}
+    rates = _measured_rates(runs_kept)
     chosen = {method: chosen_rate(grid, TASK, method) for method in rates}
     rows: list[tuple[Cell, ...]] = [
         (
@@ -184,7 +188,7 @@ def _forgotten(grid: Grid, runs_kept: Sequence[Mapping[str, Any]]) -> Table:
             f"Of film reviews, which the training had none of: the share of a sentence's {NEIGHBOURS} nearest "
             "neighbours that are still among them, and the mean cosine of its embedding before and after. Without any "
             f"forgetting both are 1; by chance {NEIGHBOURS / (ROWS - 1):.3f} of the neighbours would be kept. Means "
-            "over seeds with their 95 % interval.",
+            "over seeds with their 95 % interval; collapsed runs are left out.",
         ),
     )
 
@@ -212,18 +216,31 @@ def _ten_times(wide: Mapping[str, Mapping[float, Sequence[RunRecord]]]) -> Itera
             continue
         lora, full = (_best_rates(wide[side]) for side in (method, "full"))
         ratios = sorted(one / other for one in lora for other in full)
-        agreeing = [TEN_TIMES[0] <= ratio <= TEN_TIMES[1] for ratio in ratios]
-        outcome: Outcome = "held" if all(agreeing) else "not held" if not any(agreeing) else "undecided"
+        tried = (min(wide[method]), max(wide[method]), min(wide["full"]), max(wide["full"]))
+        lowest = 0.0 if tried[0] in lora or tried[3] in full else ratios[0]
+        highest = math.inf if tried[1] in lora or tried[2] in full else ratios[-1]
         yield Verdict(
             claim=claim,
             source=WITHOUT_REGRET,
-            outcome=outcome,
+            outcome=_about_ten(lowest, highest),
             because="Of five rates, half a decade apart, the best by its mean on validation rows is "
             f"{lora[0]:g} against {full[0]:g}, {lora[0] / full[0]:.3g} times.{_not_told_apart('LoRA', lora)}"
             f"{_not_told_apart('full fine-tuning', full)} The ratios of all these are {ratios[0]:.3g} to "
             f"{ratios[-1]:.3g}; about ten means more than {TEN_TIMES[0]:.3g} and less than {TEN_TIMES[1]:.3g}. Rates "
-            "at which a run collapsed are left out.",
+            "at which a run collapsed are left out." + _beyond(lora, wide[method]) + _beyond(full, wide["full"]),
         )
+
+
+def _about_ten(lowest: float, highest: float) -> Outcome:
+    if lowest > TEN_TIMES[1] or highest < TEN_TIMES[0]:
+        return "not held"
+    return "held" if lowest >= TEN_TIMES[0] and highest <= TEN_TIMES[1] else "undecided"
+
+
+def _beyond(rates: Sequence[float], tried: Collection[float]) -> str:
+    """Return beyond which of the best rates nothing was tried, as a sentence; nothing where there is none."""
+    ends = " and ".join(f"{rate:g}" for rate in sorted(rates) if rate in (min(tried), max(tried)))
+    return f" Beyond {ends} nothing was tried." if ends else ""
 
 
 def _not_told_apart(name: str, rates: Sequence[float]) -> str:
@@ -243,35 +260,40 @@ def _best_rates(rates: Mapping[float, Sequence[RunRecord]]) -> list[float]:
     return [first, *(rate for rate, gap in gaps.items() if gap is not None and (gap.low is None or gap.low <= 0))]
 
 
-def _forget_less(runs_kept: Sequence[Mapping[str, Any]], *, quick: bool) -> tuple[Verdict, ...]:
-    """Return the verdict on each kind of LoRA; the source speaks of all linear layers."""
+def _measured_rates(runs_kept: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return {run["method"]: run["learning_rate"] for run in runs_kept}
 
-    def minus_full(method: str, figure: str) -> Number:
-        kept = {run["seed"]: run[figure] for run in runs_kept if run["method"] == method}
-        return mean_difference([kept[run["seed"]] - run[figure] for run in runs_kept if run["method"] == "full"])
 
-    verdicts = []
+def _forget_less(grid: Grid, runs_kept: Sequence[Mapping[str, Any]], *, quick: bool) -> Iterator[Verdict]:
+    """Yield the verdict on each kind of LoRA; the source speaks of all linear layers."""
+    rates = _measured_rates(runs_kept)
     for method in (method for method in FORGETTING if method != "full"):
         claim = f"{table2.ENTRIES[method].label}, forgets less than full fine-tuning"
         if quick or not runs_kept:
-            verdicts.append(not_measured(claim, LEARNS_LESS, quick=quick))
+            yield not_measured(claim, LEARNS_LESS, quick=quick)
             continue
-        verdict = judge(
-            claim=claim,
-            source=LEARNS_LESS,
-            differences={"neighbours kept": minus_full(method, "neighbours_kept")},
+        if any(rates[name] != chosen_rate(grid, TASK, name) for name in (method, "full")):
+            yield not_run(claim, LEARNS_LESS, "Measured at other rates than are chosen now.")
+            continue
+        kept, full = (
+            {run["seed"]: run for run in runs_kept if run["method"] == name and not run["collapsed"]}
+            for name in (method, "full")
         )
-        cosine = minus_full(method, "cosine")
+        pairs = [(kept[seed], full[seed]) for seed in kept if seed in full]
+        if not pairs:
+            yield not_run(claim, LEARNS_LESS, "Every pair has a collapsed run.")
+            continue
+        neighbours, cosine = (
+            mean_difference([one[figure] - other[figure] for one, other in pairs])
+            for figure in ("neighbours_kept", "cosine")
+        )
+        verdict = judge(claim=claim, source=LEARNS_LESS, differences={"neighbours kept": neighbours})
         ends = "" if cosine.low is None else f", 95 % interval {cosine.low:+.3f} to {cosine.high:+.3f}"
-        rate, full_rate = (
-            next(run["learning_rate"] for run in runs_kept if run["method"] == name) for name in (method, "full")
-        )
         beside = (
             f" The cosine to before, which does not decide: {cosine.value:+.3f}{ends}. Measured at the chosen rates, "
-            f"{rate:g} and {full_rate:g}; others that learn as much may forget more, or less."
+            f"{rates[method]:g} and {rates['full']:g}; others that learn as much may forget more, or less."
         )
-        verdicts.append(replace(verdict, because=verdict.because + beside))
-    return tuple(verdicts)
+        yield replace(verdict, because=verdict.because + beside)
 
 
 EXHIBIT = Exhibit(

@@ -32,9 +32,9 @@ OF_TASK: Mapping[str, Mapping[str, Any]] = {
 }
 """Task to its own settings: on GLUE the paper's statistic is taken too; of SST-2 a stratified sample is enough."""
 SCALE = (
-    "What was trained is MiniLM, 22.7 million parameters, and in part MPNet, 109 million, for three epochs on "
-    "sentences, where the paper has RoBERTa, DeBERTa and GPT-3 with up to 175 billion: the claims are tested at that "
-    "scale and no other."
+    "What was trained is MiniLM, 22.7 million parameters, and in part MPNet, 109 million, on sentences and "
+    "pairs of them, most for three epochs, where the paper has RoBERTa, DeBERTa and GPT-3 with up to 175 billion: the "
+    "claims are tested at that scale and no other."
 )
 """What is scaled down, in a sentence."""
 PRETRAINING = (
@@ -48,7 +48,8 @@ SMALL_MODEL = (
 )
 SHORT_TRAINING = (
     "Training: 3 epochs in batches of 32, without dropout in the pretrained layers whatever the method "
-    "(results/recipe.md has both: without it LoRA on all linear layers comes half a point nearer to full fine-tuning); "
+    "(results/recipe.md has both: without it LoRA on all linear layers comes about half a point nearer to full "
+    "fine-tuning, though the seeds leave open whether at all); "
     "each method's learning rate is the best of three or more on validation rows with seed 0, whose run then "
     "counts as one of the seeds. The paper sweeps rates too and trains for 2 to 80 epochs. Most runs are best in their "
     "last epoch, so that longer training might change the order."

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from veneer.methods.table import find_method
-from veneer.paper.exhibit import Cell, Table
+from veneer.paper.exhibit import Cell, Number, Table
 from veneer.paper.protocol import MODEL, ForeseenGrid, on_model, run_of
-from veneer.paper.tabulation import found, noise_on_validation, own_score_on_validation
+from veneer.paper.tabulation import found, noise, own_score_on_validation
 from veneer.results import RunRecord
 from veneer.training.config import RunConfig
 from veneer.training.grid import Grid
@@ -140,7 +140,7 @@ def rates_table(grid: Grid, name: str, parts: Sequence[Swept]) -> Table:
             + " (collapsed)" * record.collapsed
             for record in done
         )
-        chosen = chosen_rate(grid, part.task, part.method, part.changes)
+        leader, chosen = best(done), chosen_rate(grid, part.task, part.method, part.changes)
         is_edge = chosen in (done[0].config["learning_rate"], done[-1].config["learning_rate"])
         model = (part.changes or {}).get("model", MODEL)
         rows.append(
@@ -148,7 +148,7 @@ def rates_table(grid: Grid, name: str, parts: Sequence[Swept]) -> Table:
                 on_model(part.task, model),
                 part.label,
                 ", ".join(told),
-                f"{noise_on_validation(best(done)):.3f}",
+                Number(value=noise(leader, leader.validation, own_score_on_validation(leader))),
                 None if chosen is None else f"{chosen:g}" + ", at an edge" * is_edge,
                 f"{find_method(part.method).learning_rate:g}",
             )

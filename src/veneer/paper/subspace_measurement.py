@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from veneer.data.sources import find_model
+from veneer.errors import VeneerError
 from veneer.formats.adapter import read_adapter
 from veneer.lora.analysis import effective_rank, intruder_dimensions, singular_values
 from veneer.lora.state import AdapterState
@@ -50,14 +51,21 @@ def config_of(r: int, seed: int, *, quick: bool) -> RunConfig:
 
 
 def measure(watcher: Watcher, grid: Grid, quick: bool) -> Measurement:
-    """Train the four adapters and return what is in them, layer by layer; no record is needed."""
+    """Train the four adapters and return what is in them, layer by layer; no record is needed.
+
+    Raises:
+        VeneerError: a training collapsed.
+    """
     adapters = {}
     for number, (r, seed) in enumerate([(r, seed) for r in (SMALL, LARGE) for seed in SEEDS], start=1):
         config = config_of(r, seed, quick=quick)
         watcher.run_started(config, number, 2 * len(SEEDS))
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "run"
-            watcher.run_ended(run_in_process(config, folder, watcher))
+            record = run_in_process(config, folder, watcher)
+            watcher.run_ended(record)
+            if record.collapsed:
+                raise VeneerError(f"the training with r = {r} and seed {seed} collapsed: nothing was learnt")
             adapters[r, seed] = read_adapter(folder / ADAPTER_FOLDER)
     source = find_model(MODEL, watcher.notify)
     model = load_classifier(source, ("negative", "positive"), seed=0, attention="eager").model

@@ -260,7 +260,7 @@ CLAIMS: tuple[tuple[str, str, Judge], ...] = (
 
 
 def verdicts(measurement: Measurement | None) -> tuple[Verdict, ...]:
-    """Return the verdict on each claim; of nothing, or of a quick measurement, that none was tested."""
+    """Return the verdict on each claim; of nothing, or of a quick measurement, that none is measured yet."""
     quick = measurement is not None and measurement["quick"]
     told = []
     for claim, source, judge in CLAIMS:

@@ -18,6 +18,7 @@ from veneer.paper.tabulation import (
     median_on_dev,
     of_other_rows,
     own_score_on_test,
+    scores_on_test,
 )
 from veneer.paper.verdicts import MARGIN, judge, unlearnt, untested
 from veneer.results import RunRecord
@@ -231,7 +232,7 @@ def _of_these_rows(records: Records) -> Iterator[str]:
     full = records["full"]
     if not full:
         return
-    if constant := guess(full[0]):
+    if constant := guess(full[0], scores_on_test(full[0])):
         yield f"The most frequent class alone would score {constant:.3f}."
     yield from of_other_rows(records.values(), own_score_on_test)
     precisions = {

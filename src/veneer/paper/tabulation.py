@@ -59,16 +59,22 @@ def _own_score(record: RunRecord, scores: AnyScores) -> float:
     return scores.figures[metric.key]
 
 
-def guess(record: RunRecord) -> float:
-    """Return what one answer for all these rows would score: in accuracy a share, as a correlation 0."""
-    scores = scores_on_test(record)
+def guess(record: RunRecord, scores: AnyScores) -> float:
+    """Return what one answer for all rows of one of its scores would reach: in accuracy a share, as a correlation 0."""
     metric, _ = judged_by(record.data, scores)
     return scores.majority_share if isinstance(scores, Scores) and metric.key == "accuracy" else 0.0
 
 
-def noise(record: RunRecord, reached: float) -> float:
-    """Return by how much other rows, as many as these, would move such a score: two standard errors."""
-    return _noise(record, scores_on_test(record), reached)
+def noise(record: RunRecord, scores: AnyScores, reached: float) -> float:
+    """Return by how much other rows, as many as those of one of its scores, would move it: two standard errors.
+
+    Args:
+        record: of a run.
+        scores: on validation or on test rows.
+        reached: what the task is judged by, of these rows: the run's own score or a mean of several.
+    """
+    metric, _ = judged_by(record.data, scores)
+    return 2 * metric.standard_error(reached, scores.num_examples)
 
 
 def of_other_rows(rows: Iterable[Sequence[RunRecord]], read: Read = accuracy_on_test) -> tuple[str, ...]:
@@ -81,7 +87,7 @@ def of_other_rows(rows: Iterable[Sequence[RunRecord]], read: Read = accuracy_on_
     done = [(records[0], reached.value) for records in rows if (reached := mean(records, read)) is not None]
     if not done:
         return ()
-    moves = [noise(record, reached) for record, reached in done]
+    moves = [noise(record, scores_on_test(record), reached) for record, reached in done]
     least, most = (f"{end(moves):.3f}" for end in (min, max))
     by = f"about ±{least}" if least == most else f"±{least} to ±{most}"
     num_rows = scores_on_test(done[0][0]).num_examples
@@ -91,25 +97,17 @@ def of_other_rows(rows: Iterable[Sequence[RunRecord]], read: Read = accuracy_on_
     )
 
 
-def noise_on_validation(record: RunRecord) -> float:
-    """Return the same of its own score on the rows that chose the epoch."""
-    return _noise(record, record.validation, own_score_on_validation(record))
-
-
-def _noise(record: RunRecord, scores: AnyScores, reached: float) -> float:
-    metric, _ = judged_by(record.data, scores)
-    return 2 * metric.standard_error(reached, scores.num_examples)
-
-
 def best_on_dev(record: RunRecord) -> float:
     """Return the best score of any epoch on the rows that it is chosen by, which is a little too good.
 
     It is what the paper reports (section 5.1). On GLUE these are dev rows, our test rows, where the run watched them;
     else validation rows.
     """
-    metric, _ = judged_by(record.data, record.validation)
-    scores = [epoch[metric.key] for epoch in record.test_curve or record.validation_curve]
-    return max(scores, default=record.validation.figures[metric.key])
+    curve, at_end = record.validation_curve, record.validation
+    if record.config.get("watch_test"):
+        curve, at_end = record.test_curve, scores_on_test(record)
+    metric, _ = judged_by(record.data, at_end)
+    return max((epoch[metric.key] for epoch in curve), default=at_end.figures[metric.key])
 
 
 def mean(records: Sequence[RunRecord], read: Read = accuracy_on_test) -> Number | None:

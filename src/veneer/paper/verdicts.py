@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from veneer.paper.exhibit import Number, Outcome, Verdict
-from veneer.paper.tabulation import average, guess, mean, noise, own_score_on_test
+from veneer.paper.tabulation import average, guess, mean, noise, own_score_on_validation
 from veneer.results import RunRecord
 
 FEWEST_PAIRS = 3
@@ -175,17 +175,20 @@ def not_run(claim: str, source: str, because: str = "Not run yet.") -> Verdict:
 def unlearnt(*methods: Sequence[RunRecord]) -> str | None:
     """Return why a task cannot tell methods apart, if none did better there than one answer for all rows might.
 
+    Validation rows tell it, so that test rows leave no task out.
+
     Args:
         methods: the runs of each on one task.
     """
     done = [records for records in methods if records]
-    best = max((one.value for records in done if (one := mean(records, own_score_on_test)) is not None), default=None)
-    if best is None:
+    if not done:
         return None
-    record = done[0][0]
-    is_learnt = best > guess(record) + noise(record, best)
-    told = (
-        f"at best {best:.3f}, which is not two standard errors above the {guess(record):.3f} of one answer for all "
-        "rows: not learnt"
+    record, means = done[0][0], [mean(records, own_score_on_validation) for records in done]
+    best = max(one.value for one in means if one is not None)
+    constant = guess(record, record.validation)
+    if best > constant + noise(record, record.validation, best):
+        return None
+    return (
+        f"at best {best:.3f} on validation rows, which is not two standard errors above the {constant:.3f} of one "
+        "answer: not learnt"
     )
-    return None if is_learnt else told
