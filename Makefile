@@ -38,5 +38,6 @@ lock:
 	.venv/lock/bin/python -m pip freeze --exclude veneer | sed 's/+cpu$$//' > requirements.lock
 	rm -rf .venv/lock
 
+# Also the trained models in runs/.
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

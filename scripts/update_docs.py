@@ -29,7 +29,8 @@ def page() -> str:
     lines = [
         "# What is supported, refused, or different",
         "",
-        "Made by `scripts/update_docs.py` from the tests and from the tables that the file formats work by.",
+        "Written by `scripts/update_docs.py`: the tables of layers, files and faults from the tests and from the",
+        "tables that the file formats work by.",
         "",
         "## Layer kinds and variants",
         "",
@@ -43,6 +44,9 @@ def page() -> str:
         cells = ["refused" if unsupported(kind, variant) else "yes" for variant in VARIANTS]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     lines += [
+        "",
+        '`init="eva"` starts from the inputs of a few batches, `adapt(model, config, batches=...)`; embeddings and',
+        "convolutions have no such inputs and are refused (`tests/lora/test_init.py`).",
         "",
         "Quantised and foreign linear layers (anything with `in_features` and `out_features` that can be called) take",
         "LoRA, rsLoRA and LoRA-FA; they are merged on request only (`tests/lora/test_quantized.py`).",

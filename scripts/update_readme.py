@@ -26,12 +26,16 @@ RUN = ROOT / "results" / "first-light"
 PAPER = ROOT / "results" / "paper"
 OTHER_FILES = {
     "ARCHITECTURE.md": "the ideas, the floors, what a change touches, why each dependency is there",
+    "CONTRIBUTING.md": "the house rules",
+    "docs": "compatibility and performance, the whole tables",
+    "benchmarks": "speed and memory against PEFT, one command a table; `benchmarks/results` has the tables",
     "Makefile": "setup, demo, test, check",
     "pyproject.toml": "the package and the settings of its checks",
     "results": "committed runs: what the tables above are made of",
     "tests": "laws and oracles, laid out as the source is; `tests/oracles` compares with peft, loralib and AdapterHub",
     "scripts/check": "format, lint, types, tests; what `.ci/run` comes down to",
     "scripts/update_readme.py": "makes this list and the results above from the source and the committed run",
+    "scripts/update_docs.py": "makes docs/compatibility.md from the tests and the tables of the formats",
     "requirements.lock": "the exact versions `make` installs",
 }
 
@@ -50,7 +54,9 @@ def results_block() -> str:
         "[results/first-light/results.json](results/first-light/results.json). Shared cores: read the times as ratios."
     )
     screen = "\n".join(["```", *console_lines(results_table(summaries)), "```"])
-    return "\n\n".join([screen, headline(summaries), "The same with every digit:", markdown_table(summaries), where])
+    return "\n\n".join(
+        [screen, headline(summaries), "The same with the parameters counted out:", markdown_table(summaries), where]
+    )
 
 
 def paper_block() -> str:
@@ -81,8 +87,8 @@ def paired(lora: Sequence[RunRecord], full: Sequence[RunRecord]) -> str:
     gap = difference(lora, full, own_score_on_test)
     if gap is None or gap.low is None or gap.high is None:
         return ""
-    said = "do not explain it" if gap.low > 0 or gap.high < 0 else "may explain it"
-    return f"On these very rows seeds {said}: pair by pair, LoRA minus full is {in_points(gap)}."
+    said = "though, it is more than seeds explain" if gap.low > 0 or gap.high < 0 else "too, seeds may explain it"
+    return f"On these very rows, {said}: pair by pair, LoRA minus full is {in_points(gap)}."
 
 
 def console_lines(table: Table) -> list[str]:

@@ -18,6 +18,13 @@ def test_neither_the_package_nor_its_command_imports_torch_before_it_is_needed(c
     assert ended.stdout.strip() == "[]"
 
 
+def test_the_command_without_its_extra_says_what_to_install_and_the_library_works():
+    code = "import sys; sys.modules['typer'] = None; import veneer; print('library'); import veneer.cli"
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "library\n")
+    assert ended.stderr == "error: the veneer command needs typer; `pip install 'veneer[tool]'` brings it\n"
+
+
 def test_every_public_name_is_there():
     assert all(getattr(veneer, name) is not None for name in veneer.__all__)
     assert set(veneer.__all__) <= set(dir(veneer))

@@ -30,7 +30,8 @@ Glue = Annotated[
     ),
 ]
 Validation = Annotated[
-    str | None, typer.Option("--validation", help="File with validation rows; else a share of the data is held out.")
+    str | None,
+    typer.Option("--validation", help="File with validation rows; else the data's own, or a share of it is held out."),
 ]
 Test = Annotated[str | None, typer.Option("--test", help="File with test rows.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the (first) run.")]

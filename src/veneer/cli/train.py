@@ -12,7 +12,7 @@ from veneer.cli.console import note, progress_bars, stdout
 def train(
     context: typer.Context,
     data: options.Data,
-    out: Annotated[Path, typer.Option(help="Run folder: adapter/ and results.json.")],
+    out: Annotated[Path, typer.Option(help="Run folder: results.json, and adapter/ or model/.")],
     model: options.Model = "minilm",
     text: options.Text = None,
     label: options.Label = None,
@@ -40,7 +40,7 @@ def train(
     base_dropout: options.BaseDropout = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Fine-tune on labelled text; leaves the adapter in OUT/adapter/ and the figures in OUT/results.json."""
+    """Fine-tune on labelled text; leaves an adapter, or with --method full a model, and the figures in OUT."""
     from veneer.data.metrics import in_words, judged_by
     from veneer.training.config import RunConfig
     from veneer.training.output import require_free

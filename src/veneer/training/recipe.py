@@ -2,7 +2,7 @@
 
 - Frozen linear layers are kept in bfloat16 where the run computes in bfloat16: autocast would cast their weights each
   time, so nothing is computed differently. Whatever is trained stays in float32.
-- The pretrained layers' dropout is off: drawing random numbers costs a quarter of a step on a CPU, and over five
+- The pretrained layers' dropout is off: drawing random numbers costs up to half of a step on a CPU, and over five
   seeds and two tasks neither LoRA nor full fine-tuning was more accurate with it (results/recipe.md).
   `base_dropout=True` leaves it as it was in pretraining. A head's own dropout stays.
 
