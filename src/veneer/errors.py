@@ -63,7 +63,7 @@ class DownloadError(VeneerError, OSError):
 
 def gathered(headline: str, problems: Sequence[str], *, shown: int = 20) -> str:
     """Return one message for many problems: the headline, then a line each, the list cut after `shown`."""
-    lines = [f"  - {problem}" for problem in problems[:shown]]
+    lines = ["  - " + problem.replace("\n", "\n    ") for problem in problems[:shown]]
     if len(problems) > shown:
         lines.append(f"  - and {len(problems) - shown} more")
     return "\n".join([headline, *lines])

@@ -131,21 +131,32 @@ def test_runs_on_another_copy_of_the_rows_are_refused_before_anything_is_run(scr
     ]
 
     def runs(grid):
-        return [
-            RunConfig(model=str(tiny), data="glue/rte", method="head", seed=seed, epochs=1, precision="float32")
-            for seed in seeds
-        ]
+        shared = {"model": str(tiny), "data": "glue/rte", "method": "head", "epochs": 1, "precision": "float32"}
+        return others + [RunConfig(**shared, seed=seed, max_train_rows=rows if seed else None) for seed in seeds]
 
+    exhibits_own = table_of_contents.EXHIBITS["small"].runs
     small = replace(table_of_contents.EXHIBITS["small"], runs=runs)
     monkeypatch.setitem(table_of_contents.EXHIBITS, "small", small)
-    seeds = [0]
+    seeds, rows, others = [0], None, []
     assert "GLUE" in worked("reproduce", "small", "--glue", copies[0]).err  # which has other numbers of rows
-    seeds = [0, 1]
-    ended = veneer("reproduce", "small", "--glue", copies[1])
+    seeds, rows, others = [0, 1], 10, exhibits_own(grid)
+    ended = veneer("reproduce", "small", "--glue", copies[1])  # of whose ten rows there is no run yet
     assert ended.code == 2
     assert "glue/rte has other rows here than the runs in results/runs were done on" in " ".join(ended.err.split())
-    assert "[1/1]" not in ended.err
+    assert "Missing, 1: rte, head, seed 1" in " ".join(ended.out.split())
+    assert "n = 2" in ended.out  # other data's runs are done all the same
     worked("reproduce", "small", "--glue", copies[0])
+
+
+def test_a_page_puts_no_runs_on_different_rows_together(scratch, exhibits):
+    worked("reproduce", "small")
+    (_, second) = (scratch / "results/runs").rglob("results.json")
+    kept = json.loads(second.read_text())
+    kept["records"][0]["config"]["rows_sha256"] = "of another copy"
+    second.write_text(json.dumps(kept))
+    ended = veneer("reproduce", "small", "--render-only")
+    assert ended.code == 2
+    assert "were done on different rows of" in ended.err
 
 
 def test_no_run_begins_after_the_budget(scratch, exhibits):

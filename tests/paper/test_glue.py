@@ -81,6 +81,17 @@ def test_a_method_of_which_a_run_collapsed_gets_as_many_seeds_as_the_others(grid
     assert [run.seed for run in glue.runs_of(grid, method="houlsby", **of_cola)] == [0, 1, 2]
 
 
+def test_a_task_decides_nothing_of_a_method_that_learnt_it_at_no_rate(grid):
+    keep_all(grid, glue.EXHIBIT, accuracy)
+    for run in (run for run in glue.sweep(grid) if (run.data, run.method) == ("glue/cola", "bitfit")):
+        (kept,) = read_results(grid.place(run)).records
+        write_results(grid.place(run), results(replace(kept, collapsed=True)))
+    *_, houlsby, bitfit = glue.EXHIBIT.sheet(grid).verdicts
+    assert "BitFit collapsed at each rate of the sweep, so it decides nothing" in bitfit.because
+    assert "together" in bitfit.because.split("CoLA")[0]  # it is not among those that are put together
+    assert "collapsed" not in houlsby.because
+
+
 def test_few_rows_of_sst2_decide_beside_trec_and_10_000_alone(grid):
     lora_is_better = {"lora-qv": 0.05, "full": 0.0}
     keep_all(grid, glue.EXHIBIT, lambda run: 0.8 + lora_is_better.get(run.method, 0) + 1e-3 * run.seed * (run.r % 7))

@@ -44,7 +44,9 @@ def peaked(peaks: dict[str, float]) -> Callable[[RunConfig], float]:
         ({"full": 10, "lora-qv": 0.3, "lora-all": 0.3}, ["not held", "not held"]),
         ({"full": 1, "lora-qv": 10, "lora-all": 1}, ["not held", "held"]),  # 200 or more, and 10 times
         ({"full": 10, "lora-qv": 10, "lora-all": 10}, ["undecided", "undecided"]),  # 20 and 10, at the edge of both
-        ({"full": 0.1, "lora-qv": 0.1, "lora-all": 1}, ["undecided", "not held"]),  # 20, and 100 or more
+        ({"full": 0.3, "lora-qv": 0.1, "lora-all": 1}, ["undecided", "not held"]),  # 7 or less, and 33
+        ({"full": 10, "lora-qv": 3, "lora-all": 3}, ["undecided", "not held"]),  # 6 or less, and 3 or less
+        ({"full": 0.1, "lora-qv": 1, "lora-all": 0.3}, ["not held", "undecided"]),  # 200 or more, and 30 or more
     ],
 )
 def test_ten_times_is_judged_by_the_best_rates_of_the_sweep(grid, peaks, outcomes):
@@ -151,11 +153,20 @@ def test_what_a_collapsed_training_kept_is_no_evidence(grid):
 
 def test_what_was_measured_at_other_rates_than_are_chosen_decides_nothing(grid):
     measurement = measured(0.6, 0.3)
-    for peaks in (None, {"full": 1, "lora-qv": 1, "lora-all": 3}):  # none is chosen yet, or another one is
-        if peaks:
-            keep_all(grid, modern.EXHIBIT, peaked(peaks))
-        verdict = modern.EXHIBIT.sheet(grid, measurement).verdicts[-1]
-        assert (verdict.outcome, verdict.because) == ("not run yet", "Measured at other rates than are chosen now.")
+    verdict = modern.EXHIBIT.sheet(grid, measurement).verdicts[-1]
+    assert (verdict.outcome, verdict.because) == ("not run yet", "No rate is chosen yet.")
+    keep_all(grid, modern.EXHIBIT, peaked({"full": 1, "lora-qv": 1, "lora-all": 3}))
+    verdict = modern.EXHIBIT.sheet(grid, measurement).verdicts[-1]
+    assert verdict.outcome == "not run yet"
+    assert "at other rates than are chosen now; delete measurements/modern.json" in verdict.because
+
+
+def test_a_measurement_that_does_not_tell_of_collapse_is_read(grid):
+    keep_all(grid, modern.EXHIBIT, peaked({"full": 1, "lora-qv": 1, "lora-all": 1}))
+    measurement = measured(0.6, 0.3)
+    for run in measurement["runs"]:
+        del run["collapsed"]
+    assert modern.EXHIBIT.sheet(grid, measurement).verdicts[-1].outcome == "held"
 
 
 def test_what_is_forgotten_is_measured_at_the_chosen_rates(grid):

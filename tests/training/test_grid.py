@@ -123,12 +123,13 @@ def test_a_disk_that_is_full_ends_the_grid_and_an_interrupt_then_still_ends_the_
     def runner(config, watcher, workers):
         if config.seed == 0:
             raise OSError(ENOSPC, "No space left on device")
-        threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
-        assert ended.wait(60)
+        threading.Timer(0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
+        ended.wait(60)
         raise VeneerError("ended")
 
     with pytest.raises(KeyboardInterrupt):
         list(Grid(folder=tmp_path).fill(lambda: CONFIGS[:2], Silent(), runner=runner, end=ended.set, workers=2))
+    assert ended.is_set()
     with pytest.raises(OSError, match="No space left"):
         list(Grid(folder=tmp_path).fill(lambda: CONFIGS[:1], Silent(), runner=runner))
 

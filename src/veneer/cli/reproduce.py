@@ -77,7 +77,7 @@ def reproduce(
     ] = None,
     glue: Annotated[
         str | None,
-        typer.Option("--glue", help="Folder of GLUE's files, for glue and data; else VENEER_GLUE or the hub."),
+        typer.Option("--glue", help="Folder of GLUE's files, for glue and roberta; else VENEER_GLUE or the hub."),
     ] = None,
     quick: Annotated[
         bool,
@@ -117,17 +117,17 @@ def reproduce(
         def left() -> float | None:
             return None if seconds is None else max(0.0, seconds - (time.monotonic() - started))
 
-        with_runs = _with_data(chosen, names or [], glue)
-
-        def wanted(grid: Grid) -> "list[RunConfig]":
-            """One seed of everything first."""
-            configs = [config for exhibit in with_runs for config in exhibit.wanted(grid)]
-            return by_seed([_with_glue(config, glue) for config in configs])
-
-        def following(grid: Grid) -> "set[RunConfig]":
-            return {config for exhibit in with_runs for config in exhibit.following(grid)}
-
         if not quick:
+            with_runs = _with_data(chosen, names or [], glue)
+
+            def wanted(grid: Grid) -> "list[RunConfig]":
+                """One seed of everything first."""
+                configs = [config for exhibit in with_runs for config in exhibit.wanted(grid)]
+                return by_seed([_with_glue(config, glue) for config in configs])
+
+            def following(grid: Grid) -> "set[RunConfig]":
+                return {config for exhibit in with_runs for config in exhibit.following(grid)}
+
             failures += _fill(runs, wanted, following, workers, ray, left)
         failures += _measure([exhibit.name for exhibit in chosen], out, Grid(folder=runs), quick, left)
     sheets = all_sheets(runs, measured)
@@ -223,40 +223,49 @@ def _fill(
     later = following(grid)
     more = f", and {len(later)} more once rates are chosen" if later else ""
     note(f"{_are(missing)} missing{more}{_expected([*missing, *later], grid.done(wanted(grid)))}")
-    _require_same_glue(grid, wanted(grid), missing)
+    left_out = _other_rows(grid, wanted(grid), missing)
+    failures = list(left_out.values())
+
+    def needed() -> "list[RunConfig]":
+        return [config for config in wanted(grid) if config.data not in left_out]
+
     with (
         nullcontext((run_here, end_here)) if ray is None else ray_runner(ray) as (runner, end),
         progress_bars() if ray is None and workers == 1 else nullcontext(RunLines()) as watcher,
     ):
         try:
-            for _ in grid.fill(lambda: wanted(grid), watcher, runner=runner, end=end, workers=workers, seconds=left()):
+            for _ in grid.fill(needed, watcher, runner=runner, end=end, workers=workers, seconds=left()):
                 pass
         except VeneerError as error:
-            return [error]
-    if still := grid.missing(wanted(grid)):
+            return [*failures, error]
+    if still := grid.missing(needed()):
         note(f"the budget is spent: {_are(still)} still missing; the same command goes on")
-    return []
+    return failures
 
 
-def _require_same_glue(grid: "Grid", wanted: "list[RunConfig]", missing: "list[RunConfig]") -> None:
-    """Raise where GLUE's files are not at hand, or hold other rows than those that earlier runs were done on."""
+def _other_rows(grid: "Grid", wanted: "list[RunConfig]", missing: "list[RunConfig]") -> "dict[str, VeneerError]":
+    """Return the tasks of GLUE whose files hold other rows than earlier runs were done on, each with what to do.
+
+    Raises:
+        DataError, DownloadError: the files of a task are not at hand.
+    """
     from veneer.data.glue import TASKS
     from veneer.errors import DataError
-    from veneer.training.grid import rows_asked_for
     from veneer.training.run import note_lines, prepare_data, rows_sha256
 
-    known = grid.rows(wanted)
-    to_check = sorted(missing, key=lambda config: rows_asked_for(config) in known)
-    for config in {config.data: config for config in to_check if config.data in TASKS}.values():
-        splits = prepare_data(config, note)
+    others: dict[str, VeneerError] = {}
+    for task in dict.fromkeys(config.data for config in missing if config.data in TASKS):
+        configs = [config for config in wanted if config.data == task]
+        done = [(config, record) for config in configs if (record := grid.find(config)) is not None]
+        splits = prepare_data(done[0][0] if done else configs[0], note)
         for line in note_lines(splits):
-            note(f"{config.data}: {line}")
-        own = rows_sha256(splits)
-        if known.get(rows_asked_for(config), own) != own:
-            raise DataError(
-                f"{config.data} has other rows here than the runs in {grid.folder} were done on, so they could not be "
-                "compared; give the same files by --glue, or keep the runs on these ones apart by --runs and --out"
+            note(f"{task}: {line}")
+        if done and done[0][1].config["rows_sha256"] != rows_sha256(splits):
+            others[task] = DataError(
+                f"{task} has other rows here than the runs in {grid.folder} were done on, which could not be compared "
+                "with its missing runs; give the same files by --glue, or keep runs on these apart by --runs and --out"
             )
+    return others
 
 
 def _are(runs: "list[RunConfig]") -> str:

@@ -113,7 +113,10 @@ def contents(grid: Grid, measurement: Measurement | None) -> Contents:
         for method in WIDE_METHODS
     }  # fmt: skip
     sides = [tuple(found(grid, runs_of(grid, side)) for side in (one.first, one.second)) for one in COMPARISONS]
-    runs_kept: list[Mapping[str, Any]] = list(measurement["runs"]) if measurement else []
+    runs_kept: list[Mapping[str, Any]] = [
+        {"collapsed": False, **run}
+        for run in (measurement["runs"] if measurement else ())  # once it was not told
+    ]
     return Contents(
         tables=(_compared(sides), *([_forgotten(grid, runs_kept)] if runs_kept else [])),
         figures=_rates_figure(wide),
@@ -272,8 +275,10 @@ def _forget_less(grid: Grid, runs_kept: Sequence[Mapping[str, Any]], *, quick: b
         if quick or not runs_kept:
             yield not_measured(claim, LEARNS_LESS, quick=quick)
             continue
-        if any(rates[name] != chosen_rate(grid, TASK, name) for name in (method, "full")):
-            yield not_run(claim, LEARNS_LESS, "Measured at other rates than are chosen now.")
+        chosen = [chosen_rate(grid, TASK, name) for name in (method, "full")]
+        if chosen != [rates[method], rates["full"]]:
+            because = "Measured at other rates than are chosen now; delete measurements/modern.json to measure again."
+            yield not_run(claim, LEARNS_LESS, "No rate is chosen yet." if None in chosen else because)
             continue
         kept, full = (
             {run["seed"]: run for run in runs_kept if run["method"] == name and not run["collapsed"]}

@@ -1,7 +1,7 @@
 """The setting that all runs of the exhibits share, and what it leaves of the paper's.
 
 Attention is written out, not left to the machine, so that a record is found again anywhere. Precision is the machine's:
-a processor without units for bfloat16 takes a hundred times as long in it. Records of either are found, and counted on
+a processor without units for bfloat16 takes many times as long in it. Records of either are found, and counted on
 each sheet.
 """
 

@@ -86,6 +86,13 @@ def chosen_rate(grid: Grid, task: str, method: str, changes: Mapping[str, Any] |
     return rate_at(method, -FURTHEST - 1) if isinstance(grid, ForeseenGrid) else None
 
 
+def learnt_nowhere(grid: Grid, task: str, method: str, changes: Mapping[str, Any] | None = None) -> bool:
+    """Return whether every run of a sweep collapsed, so that no score has chosen the rate."""
+    runs = sweep_of(grid, task, method, changes)
+    done = found(grid, runs)
+    return len(done) == len(runs) and all(record.collapsed for record in done)
+
+
 def tuned_runs(
     grid: Grid,
     task: str,

@@ -312,19 +312,29 @@ def _figure(task: str, records: Records) -> Scatter:
     )
 
 
-def claims(records: Mapping[str, Records], groups: Mapping[str, Collection[str]] | None = None) -> tuple[Verdict, ...]:
+def claims(
+    records: Mapping[str, Records],
+    groups: Mapping[str, Collection[str]] | None = None,
+    nowhere: Mapping[str, Collection[str]] | None = None,
+) -> tuple[Verdict, ...]:
     """Return what became of the table's claims, by each task's own score.
 
     Args:
         records: task -> method -> its runs.
         groups: model -> its tasks, which are told apart.
+        nowhere: task -> the methods that learnt it at none of their rates, so that it decides nothing of them.
     """
 
     def minus(method: str) -> dict[str, Number | None]:
         return {task: difference(of["lora-qv"], of[method], own_score_on_test) for task, of in records.items()}
 
     def guessed(method: str) -> dict[str, str]:
-        reasons = {task: unlearnt(of["lora-qv"], of[method]) for task, of in records.items()}
+        reasons = {
+            task: f"{ENTRIES[method].label} collapsed at each rate of the sweep"
+            if method in (nowhere or {}).get(task, ())
+            else unlearnt(of["lora-qv"], of[method])
+            for task, of in records.items()
+        }
         return {task: reason for task, reason in reasons.items() if reason is not None}
 
     better = (

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from veneer.data.sources import DataRequest
-from veneer.errors import ConfigError, OutputExistsError, VeneerError, first_line, together
+from veneer.errors import ConfigError, VeneerError, first_line, together
 from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
 from veneer.training.compare import PROCESS_NAME, Watcher, run_in_process
 from veneer.training.config import FOUND_OUT, Precision, RunConfig, resolve_precision
@@ -242,7 +242,7 @@ class Grid:
         try:
             with new_folder(self.place(config)) as partial:
                 write_results(partial, results)
-        except (OutputExistsError, OSError):
+        except OSError:  # among them that something lies there
             if (other := self.find(config)) is None:
                 raise
             return other  # of another process that fills the same grid
