@@ -138,10 +138,10 @@ def test_runs_on_other_rows_than_their_like_are_refused(tmp_path):
     grid = Grid(folder=tmp_path)
     keep(grid, CONFIGS[0])
     keep(grid, replace(CONFIGS[1], max_train_rows=100), "of fewer")
-    assert set(grid.rows([*CONFIGS, replace(CONFIGS[1], max_train_rows=100)]).values()) == {"of the rows", "of fewer"}
+    grid.require_same_rows([*CONFIGS, replace(CONFIGS[1], max_train_rows=100)])
     keep(grid, CONFIGS[2], "of another copy")
     with pytest.raises(ConfigError, match=rf"^{grid.place(CONFIGS[0])} and {grid.place(CONFIGS[2])} were done on diff"):
-        grid.rows(CONFIGS)
+        grid.require_same_rows(CONFIGS)
 
 
 def test_a_record_that_cannot_be_read_is_named_with_what_to_do(tmp_path):

@@ -237,7 +237,7 @@ class Exhibit:
             ConfigError: a record cannot be read, or runs were done on different rows of one data set.
         """
         runs = self.wanted(grid)
-        grid.rows([*runs, *self.borrowed(grid)])
+        grid.require_same_rows([*runs, *self.borrowed(grid)])
         contents = self.contents(grid, measurement)
         unmeasured = self.measure is not None and measurement is None
         return Sheet(

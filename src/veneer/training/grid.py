@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from veneer.data.sources import DataRequest
 from veneer.errors import ConfigError, VeneerError, first_line, together
 from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
 from veneer.training.compare import PROCESS_NAME, Watcher, run_in_process
@@ -34,9 +33,6 @@ COMPUTED: tuple[Precision, ...] = ("bfloat16", "float32")
 """What a run whose precision is "auto" may have been done in. Where both are there, the first counts on any machine."""
 Runner = Callable[[RunConfig, Watcher, int], Results]
 """Does one run, here or elsewhere, where so many run at once, and returns its results; raises what a run raises."""
-
-Asked = tuple[DataRequest, int | None, int | None]
-"""Which rows, and how many of train and of the others at most."""
 
 
 def run_here(config: RunConfig, watcher: Watcher, workers: int) -> Results:
@@ -73,11 +69,6 @@ def _names(config: RunConfig) -> tuple[str, ...]:
     """Return what the run that `config` defines is called, in each precision that it may have been done in."""
     precisions = COMPUTED if config.precision == "auto" else (config.precision,)
     return tuple(_name(replace(config, precision=precision).resolved().to_json()) for precision in precisions)
-
-
-def rows_asked_for(config: RunConfig) -> Asked:
-    """Return what decides which rows a run is done on, but for what their files hold."""
-    return replace(config.data_request(), glue=None), config.max_train_rows, config.max_eval_rows
 
 
 @cache
@@ -146,24 +137,20 @@ class Grid:
         once = {self.places(config)[0]: config for config in configs}
         return [results for config in once.values() if (results := self._results(config)) is not None]
 
-    def rows(self, configs: Sequence[RunConfig]) -> dict[Asked, str]:
-        """Return the digest of the rows that runs were done on, by what was asked for.
-
-        Raises:
-            ConfigError: two runs that asked for the same rows had others, so nothing may put them together.
-        """
-        known: dict[Asked, tuple[str, Path]] = {}
+    def require_same_rows(self, configs: Sequence[RunConfig]) -> None:
+        """Raise a `ConfigError` if two of these runs asked for the same rows and had others."""
+        known: dict[Any, tuple[str, Path]] = {}
         for config in configs:
             if (done := self._done(config)) is None:
                 continue
+            asked = (replace(config.data_request(), glue=None), config.max_train_rows, config.max_eval_rows)
             own = self.done([config])[0].config["rows_sha256"]
-            digest, first = known.setdefault(rows_asked_for(config), (own, done))
+            digest, first = known.setdefault(asked, (own, done))
             if digest != own:
                 raise ConfigError(
                     f"{first} and {done} were done on different rows of {config.data}, so they cannot be compared; "
                     "keep them in folders of their own"
                 )
-        return {asked: digest for asked, (digest, _) in known.items()}
 
     def missing(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
         """Return those of `configs` that have not been done, in order; of several that define one run, the first."""
