@@ -10,7 +10,7 @@ import pytest
 
 from tests.paper.kept import keep, keep_all, keep_sweeps
 from tests.report.records import scores
-from veneer.errors import ConfigError, UnknownNameError
+from veneer.errors import ConfigError, UnknownNameError, VeneerError
 from veneer.paper import data, figure2, modern, ranks, table2, table18
 from veneer.paper.measurements import place, read_measurement, write_measurement
 from veneer.paper.protocol import by_seed
@@ -95,6 +95,9 @@ def test_a_sheet_counts_its_runs_on_each_machine_where_there_are_two(grid):
     assert f"Done in {other}: Full fine-tuning." in told
     assert "Full fine-tuning; Head only; " in told.partition(f"Done in {own}: ")[2]
     assert f"1 in {own} on an Intel Xeon" in line
+    write_results(another, replace(elsewhere, machine={**elsewhere.machine, "accelerator": "NVIDIA H200"}))
+    (line,) = [line for line in table2.EXHIBIT.sheet(grid).scaled_down if line.startswith("Machines")]
+    assert f"1 in {own} on an NVIDIA H200" in line
 
 
 def accuracies(lora: float, full: float, others: float) -> Callable[[RunConfig], float]:
@@ -211,6 +214,12 @@ def test_a_measurement_comes_back_as_it_was_written(tmp_path):
     value = {"quick": True, "machine": {"cores": 2}, "versions": {}, "layers": [{"a": [0.5, 1.0]}]}
     write_measurement(tmp_path, "latency", value)
     assert read_measurement(tmp_path, "latency") == value
+
+
+def test_a_measurement_with_a_number_that_is_not_finite_is_not_kept(tmp_path):
+    with pytest.raises(VeneerError, match="measured for latency has a number that is not finite"):
+        write_measurement(tmp_path, "latency", {"quick": True, "layers": [{"a": [0.5, float("nan")]}]})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 import veneer
-from veneer.paper import subspaces
+from tests.report.records import record
+from veneer.cli.reproduce import RunLines
+from veneer.errors import VeneerError
+from veneer.paper import subspace_measurement, subspaces
 from veneer.paper.subspace import projected_norm, random_similarity
 from veneer.paper.subspace_measurement import LARGE, MOST_BASE, SEEDS, SMALL, analysis
 from veneer.paper.subspace_verdicts import RANDOM_SPREAD, side, unlike_random, verdicts
@@ -102,6 +105,16 @@ def as_the_paper_has_it(layer: dict[str, Any]) -> None:
     if layer["weight"] == "query":
         layer["seeds"] = [[phi + 0.1 for phi in row] for row in layer["seeds"]]
         layer["seeds"][0][0] = 0.9
+
+
+def test_a_training_that_collapsed_is_not_taken_apart(monkeypatch, tmp_path):
+    def train(config, folder, watcher):
+        return record(config.method, collapsed=config.seed == 1)
+
+    monkeypatch.setattr(subspace_measurement, "run_in_process", train)
+    monkeypatch.setattr(subspace_measurement, "read_adapter", lambda folder: None)
+    with pytest.raises(VeneerError, match=f"with r = {SMALL} and seed 1 collapsed"):
+        subspace_measurement.measure(RunLines(), Grid(folder=tmp_path), quick=True)
 
 
 def test_random_directions_hold_no_claim(measured):

@@ -217,13 +217,14 @@ def _fill(
     from veneer.training.ray_runs import ray_runner
 
     grid = Grid(folder=folder)
-    missing = grid.missing(wanted(grid))
+    configs = wanted(grid)
+    missing = grid.missing(configs)
     if not missing:
         return []
     later = following(grid)
     more = f", and {len(later)} more once rates are chosen" if later else ""
-    note(f"{_are(missing)} missing{more}{_expected([*missing, *later], grid.done(wanted(grid)))}")
-    left_out = _other_rows(grid, wanted(grid), missing)
+    note(f"{_are(missing)} missing{more}{_expected([*missing, *later], grid.done(configs))}")
+    left_out = _other_rows(grid, configs, missing)
     failures = list(left_out.values())
 
     def needed() -> "list[RunConfig]":

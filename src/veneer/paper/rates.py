@@ -79,18 +79,22 @@ def best(records: Sequence[RunRecord]) -> RunRecord:
 
 def chosen_rate(grid: Grid, task: str, method: str, changes: Mapping[str, Any] | None = None) -> float | None:
     """Return the best rate of the sweep; as long as it is not complete None, or what is foreseen."""
-    runs = sweep_of(grid, task, method, changes)
-    done = found(grid, runs)
-    if len(done) == len(runs):
+    if done := _completed(grid, task, method, changes):
         return float(best(done).config["learning_rate"])
     return rate_at(method, -FURTHEST - 1) if isinstance(grid, ForeseenGrid) else None
 
 
 def learnt_nowhere(grid: Grid, task: str, method: str, changes: Mapping[str, Any] | None = None) -> bool:
-    """Return whether every run of a sweep collapsed, so that no score has chosen the rate."""
+    """Return whether every run of the sweep collapsed, so that no score has chosen the rate."""
+    done = _completed(grid, task, method, changes)
+    return bool(done) and all(record.collapsed for record in done)
+
+
+def _completed(grid: Grid, task: str, method: str, changes: Mapping[str, Any] | None) -> list[RunRecord]:
+    """Return the records of a sweep; none as long as it is not complete."""
     runs = sweep_of(grid, task, method, changes)
     done = found(grid, runs)
-    return len(done) == len(runs) and all(record.collapsed for record in done)
+    return done if len(done) == len(runs) else []
 
 
 def tuned_runs(

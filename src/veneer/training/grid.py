@@ -139,17 +139,16 @@ class Grid:
 
     def require_same_rows(self, configs: Sequence[RunConfig]) -> None:
         """Raise a `ConfigError` if two of these runs asked for the same rows and had others."""
-        known: dict[Any, tuple[str, Path]] = {}
+        known: dict[Any, tuple[str, RunConfig]] = {}
         for config in configs:
-            if (done := self._done(config)) is None:
+            if (record := self.find(config)) is None:
                 continue
             asked = (replace(config.data_request(), glue=None), config.max_train_rows, config.max_eval_rows)
-            own = self.done([config])[0].config["rows_sha256"]
-            digest, first = known.setdefault(asked, (own, done))
-            if digest != own:
+            digest, first = known.setdefault(asked, (record.config["rows_sha256"], config))
+            if digest != record.config["rows_sha256"]:
                 raise ConfigError(
-                    f"{first} and {done} were done on different rows of {config.data}, so they cannot be compared; "
-                    "keep them in folders of their own"
+                    f"{self._done(first)} and {self._done(config)} were done on different rows of {config.data}, so "
+                    "they cannot be compared; keep them in folders of their own"
                 )
 
     def missing(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
