@@ -1,4 +1,7 @@
-"""Small models with odd sizes, so that a transposed matrix fails loudly."""
+"""Small models with odd sizes, so that a transposed matrix fails loudly; and what several folders' tests share."""
+
+import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -44,3 +47,11 @@ def model() -> Classifier:
 @pytest.fixture
 def ids() -> Tensor:
     return torch.randint(0, 11, (4, 6), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Interrupts end what runs here and is started from here, also where a shell's "&" has them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

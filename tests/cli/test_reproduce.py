@@ -242,6 +242,7 @@ def test_two_runs_at_once_are_told_line_by_line(scratch, exhibits):
     assert len(list((scratch / "results/runs").rglob("results.json"))) == 2
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupt_ends_everything_with_one_line_and_leaves_nothing(scratch, tables, tiny, workers):
     """As Ctrl-C on a terminal does, it reaches every process; the runs' own are still importing."""

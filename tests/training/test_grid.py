@@ -3,6 +3,8 @@
 import json
 import signal
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from errno import ENOSPC
@@ -117,6 +119,7 @@ def test_two_processes_that_fill_one_grid_at_the_same_time_end_with_the_same_rec
     assert [folder.name for folder in tmp_path.iterdir()] == [grid.place(CONFIGS[0]).name]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_disk_that_is_full_ends_the_grid_and_an_interrupt_then_still_ends_the_other_runs(tmp_path):
     ended = threading.Event()
 
@@ -132,6 +135,52 @@ def test_a_disk_that_is_full_ends_the_grid_and_an_interrupt_then_still_ends_the_
     assert ended.is_set()
     with pytest.raises(OSError, match="No space left"):
         list(Grid(folder=tmp_path).fill(lambda: CONFIGS[:1], Silent(), runner=runner))
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_an_interrupt_while_a_run_is_handed_over_ends_it_or_keeps_it_from_beginning(tmp_path, monkeypatch, handed_over):
+    """It may come before what hands the run over knows of it."""
+    began, ended, interrupted = threading.Event(), threading.Event(), threading.Event()
+
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, function, *arguments):
+            def later():
+                assert handed_over or interrupted.wait(60)
+                return function(*arguments)
+
+            super().submit(later)
+            assert not handed_over or began.wait(60)
+            raise KeyboardInterrupt
+
+        def shutdown(self, *arguments, **options):
+            interrupted.set()  # here nothing waits for runs that are under way
+            super().shutdown(*arguments, **options)
+
+    def runner(config, watcher, workers):
+        began.set()
+        assert ended.wait(60)
+        raise VeneerError("ended")
+
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(Grid(folder=tmp_path).fill(lambda: CONFIGS[:1], Silent(), runner=runner, end=ended.set))
+    assert began.is_set() == ended.is_set() == handed_over
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_that_does_not_wake_the_main_thread_is_noticed_all_the_same(tmp_path):
+    """As one does that comes just before the wait, or that another thread is given."""
+    ended, in_time = threading.Event(), []
+
+    def runner(config, watcher, workers):
+        time.sleep(0.5)  # until the main thread waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        in_time.append(ended.wait(20))
+        raise VeneerError("ended")
+
+    with pytest.raises(KeyboardInterrupt):
+        list(Grid(folder=tmp_path).fill(lambda: CONFIGS[:1], Silent(), runner=runner, end=ended.set))
+    assert in_time == [True]
 
 
 def test_runs_on_other_rows_than_their_like_are_refused(tmp_path):

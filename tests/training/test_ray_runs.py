@@ -98,6 +98,17 @@ def test_a_worker_that_dies_is_named_with_its_run(address, configs, tmp_path, mo
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_cluster_that_is_lost_is_named_with_the_run_that_waits_for_it(address, configs, tmp_path, monkeypatch):
+    def lost():
+        raise ray.exceptions.RayError("it is gone")
+
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "nodes", lost)
+    reason = "the run head-seed0 ended without a result on the Ray cluster: it is gone"
+    with ray_runner(address) as (runner, _), pytest.raises(VeneerError, match=reason):
+        list(Grid(folder=tmp_path / "runs").fill(lambda: configs[:1], Watcher(), runner=runner))
+
+
 def test_an_interrupt_ends_runs_on_the_cluster_as_it_does_here(address, configs, tmp_path):
     """Without it these would go on for hours, and the interrupt would wait for them."""
     long = [replace(config, epochs=100_000) for config in configs]

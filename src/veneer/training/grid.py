@@ -13,11 +13,11 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from veneer.training.output import new_folder
 
 COMPUTED: tuple[Precision, ...] = ("bfloat16", "float32")
 """What a run whose precision is "auto" may have been done in. Where both are there, the first counts on any machine."""
+LOOK_SECONDS = 0.2
+"""How long at most until an interrupt is noticed, and how often runs that it ends are told so."""
 Runner = Callable[[RunConfig, Watcher, int], Results]
 """Does one run, here or elsewhere, where so many run at once, and returns its results; raises what a run raises."""
 
@@ -189,12 +191,13 @@ class Grid:
         begun: set[Path] = set()
         failures: list[VeneerError] = []
         running: set[Future[RunRecord]] = set()
+        under_way = _UnderWay(end)
 
         def may_begin() -> bool:
             in_time = seconds is None or time.monotonic() - started < seconds
             return in_time and len(running) < workers
 
-        with ThreadPoolExecutor(workers) as pool, _ended_on_interrupt(running, end):
+        with ThreadPoolExecutor(workers) as pool, under_way.ended_on_interrupt(running):
             while True:
                 while may_begin():
                     waiting = [config for config in self.missing(wanted()) if self.place(config) not in begun]
@@ -202,10 +205,10 @@ class Grid:
                         break
                     watcher.run_started(waiting[0], len(begun) + 1, len(begun) + len(waiting))
                     begun.add(self.place(waiting[0]))
-                    running.add(pool.submit(self._run, waiting[0], watcher, runner, workers))
+                    running.add(pool.submit(under_way.do, partial(self._run, waiting[0], watcher, runner, workers)))
                 if not running:
                     break
-                done = wait(running, return_when=FIRST_COMPLETED).done
+                done = _wait(running, FIRST_COMPLETED)
                 running -= done
                 for future in done:
                     try:
@@ -235,17 +238,45 @@ class Grid:
         return results.records[0]
 
 
-@contextmanager
-def _ended_on_interrupt(running: set[Future[RunRecord]], end: Callable[[], None]) -> Iterator[None]:
-    """End these runs where the block is interrupted, those too that are only about to begin; else wait for them."""
-    try:
+class _UnderWay:
+    """Which runs are under way. Each notes it itself, as an interrupt may come while a run is being handed over."""
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end = end
+        self._runs: set[object] = set()
+        self._stopped = False
+
+    def do(self, run: Callable[[], RunRecord]) -> RunRecord:
+        """Do a run, unless it comes too late."""
+        mark = object()
+        self._runs.add(mark)  # before it asks: whoever stops it says so before looking here
         try:
-            yield
-        except Exception:
-            wait(running)  # here, where an interrupt still ends them
+            if self._stopped:
+                raise CancelledError
+            return run()
+        finally:
+            self._runs.remove(mark)
+
+    @contextmanager
+    def ended_on_interrupt(self, running: Collection[Future[RunRecord]]) -> Iterator[None]:
+        """End all runs where the block is interrupted; after an error wait for those that are running."""
+        try:
+            try:
+                yield
+            except Exception:
+                _wait(running, ALL_COMPLETED)  # here, where an interrupt still ends them
+                raise
+        except (KeyboardInterrupt, GeneratorExit):
+            self._stopped = True
+            while self._runs:
+                self._end()
+                time.sleep(LOOK_SECONDS)
             raise
-    except (KeyboardInterrupt, GeneratorExit):
-        while running:
-            end()
-            running -= wait(running, timeout=0.2).done
-        raise
+
+
+def _wait(running: Collection[Future[RunRecord]], return_when: str) -> set[Future[RunRecord]]:
+    """Return those that are done, as `wait` does, and notice an interrupt that came just before it slept."""
+    while True:
+        done, waiting = wait(running, timeout=LOOK_SECONDS, return_when=return_when)
+        if not waiting or (done and return_when == FIRST_COMPLETED):
+            return done

@@ -50,17 +50,18 @@ def ray_runner(address: str) -> Iterator[tuple[Runner, Callable[[], None]]]:
     pending: set[Any] = set()
 
     def run_there(config: RunConfig, watcher: Watcher, workers: int) -> Results:
-        sizes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-        threads = max(1, min(min(filter(None, sizes), default=1), sum(sizes) // workers))
-        reference = remote.options(num_cpus=threads).remote(config, threads)
-        pending.add(reference)
         try:
-            outcome: Results | VeneerError | OSError = ray.get(reference)
+            sizes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+            threads = max(1, min(min(filter(None, sizes), default=1), sum(sizes) // workers))
+            reference = remote.options(num_cpus=threads).remote(config, threads)
+            pending.add(reference)
+            try:
+                outcome: Results | VeneerError | OSError = ray.get(reference)
+            finally:
+                pending.discard(reference)
         except ray.exceptions.RayError as error:
             name = run_name(config.method, config.seed)
             raise VeneerError(f"the run {name} ended without a result on the Ray cluster: {error}") from None
-        finally:
-            pending.discard(reference)
         if isinstance(outcome, VeneerError | OSError):
             raise outcome
         return outcome
