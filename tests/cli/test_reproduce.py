@@ -243,9 +243,11 @@ def test_two_runs_at_once_are_told_line_by_line(scratch, exhibits):
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_interrupt_ends_everything_with_one_line_and_leaves_nothing(scratch, tables, tiny, workers):
-    """As Ctrl-C on a terminal does, it reaches every process; the runs' own are still importing."""
+@pytest.mark.parametrize(
+    ("workers", "training", "times"), [(1, False, 1), (2, False, 1), (1, False, 3), (2, True, 1), (2, True, 3)]
+)
+def test_an_interrupt_ends_everything_with_one_line_and_leaves_nothing(scratch, tables, tiny, workers, training, times):
+    """As Ctrl-C on a terminal does, it reaches every process, whose runs are still importing or already training."""
     ours = f"""
 import veneer.paper.table_of_contents as contents
 from veneer.cli import main
@@ -263,16 +265,40 @@ if __name__ == "__main__":
 """
     (scratch / "ours.py").write_text(ours)
     command = [sys.executable, "ours.py", "reproduce", "small", "--workers", str(workers)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    temporary = scratch / "tmpdir"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment)
     assert process.stderr is not None
     lines = [process.stderr.readline() for _ in range(2 + workers)]
     assert "[1/2]" in "".join(lines)
-    os.killpg(process.pid, signal.SIGINT)
+    if training:
+        await_(lambda: len(list(temporary.glob("*/.run*"))) == workers)
+    for _ in range(times):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.5)
     rest = process.communicate(timeout=120)[1]
     assert process.returncode == 130
     assert rest.splitlines()[-1].startswith("error: stopped")
     assert "Traceback" not in rest
     assert not list(scratch.rglob("results.json"))
+    assert not list(temporary.iterdir())
+    await_(lambda: not is_anybody_in(process.pid))
+
+
+def await_(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def is_anybody_in(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_a_cluster_needs_ray(scratch, exhibits, monkeypatch):

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from tests.report.records import record as made_record
 from veneer.errors import OutputExistsError, VeneerError
 from veneer.results import Results, read_results, write_results
 from veneer.training import compare as module
-from veneer.training.compare import compare
+from veneer.training.compare import compare, run_in_process
 from veneer.training.config import RunConfig
 
 
@@ -72,6 +73,24 @@ def test_a_run_that_is_killed_gives_one_message_and_the_runs_before_it_stay(conf
 def test_an_interrupt_ends_the_runs_process_and_leaves_nothing_behind(configs, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         compare(configs[1:], tmp_path / "deep" / "run", Watcher(interrupt))
+    assert contents(tmp_path) == {}
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("hears", [True, False])
+def test_a_run_that_is_stopped_ends_and_leaves_nothing_behind(configs, tmp_path, monkeypatch, hears):
+    """Also one that cannot end itself, as where an interrupt is lost in somebody else's code."""
+
+    def stop(config):
+        if not hears:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGSTOP)
+        stopped.set()
+
+    stopped = threading.Event()
+    monkeypatch.setattr(module, "GRACE_SECONDS", 60 if hears else 0.5)
+    with pytest.raises(VeneerError, match=r"^the run run was stopped$"):
+        run_in_process(configs[1], tmp_path / "run", Watcher(stop), stopped=stopped)
     assert contents(tmp_path) == {}
     assert multiprocessing.active_children() == []
 

@@ -3,8 +3,6 @@
 import json
 import signal
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from errno import ENOSPC
@@ -42,7 +40,7 @@ class Silent:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_runs_that_are_there_are_found_and_not_done_again(tmp_path, monkeypatch, workers):
-    def run(config, folder, watcher, *, threads):
+    def run(config, folder, watcher, *, threads, stopped):
         if config.seed == 2 and failing:
             raise VeneerError("it cannot be done")
         done = of_config(config)
@@ -67,7 +65,7 @@ def test_runs_that_are_there_are_found_and_not_done_again(tmp_path, monkeypatch,
 def test_runs_that_cannot_be_done_keep_no_other_from_being_done_and_are_named_together(tmp_path, workers):
     configs = [replace(CONFIGS[0], seed=seed) for seed in range(6)]
 
-    def runner(config, watcher, workers):
+    def runner(config, watcher, workers, stopped):
         if config.seed in broken:
             raise broken[config.seed]("the model is no model")
         return results(of_config(config))
@@ -87,7 +85,7 @@ def test_runs_that_cannot_be_done_keep_no_other_from_being_done_and_are_named_to
 
 
 def test_a_run_that_another_process_did_meanwhile_counts_once(tmp_path):
-    def runner(config, watcher, workers):
+    def runner(config, watcher, workers, stopped):
         keep(grid, config)
         return results(of_config(config, train_seconds=1e6))
 
@@ -120,67 +118,29 @@ def test_two_processes_that_fill_one_grid_at_the_same_time_end_with_the_same_rec
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_a_disk_that_is_full_ends_the_grid_and_an_interrupt_then_still_ends_the_other_runs(tmp_path):
-    ended = threading.Event()
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_on_a_disk_that_is_full_runs_under_way_are_finished_or_ended_by_an_interrupt(tmp_path, interrupted):
+    class Told(Silent):
+        def notify(self, line):
+            super().notify(line)
+            told.set()
 
-    def runner(config, watcher, workers):
+    def runner(config, watcher, workers, stopped):
         if config.seed == 0:
             raise OSError(ENOSPC, "No space left on device")
-        threading.Timer(0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
-        ended.wait(60)
-        raise VeneerError("ended")
+        assert told.wait(60)
+        if interrupted:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            assert stopped.wait(60)
+            raise VeneerError("ended")
+        return results(of_config(config))
 
-    with pytest.raises(KeyboardInterrupt):
-        list(Grid(folder=tmp_path).fill(lambda: CONFIGS[:2], Silent(), runner=runner, end=ended.set, workers=2))
-    assert ended.is_set()
-    with pytest.raises(OSError, match="No space left"):
-        list(Grid(folder=tmp_path).fill(lambda: CONFIGS[:1], Silent(), runner=runner))
-
-
-@pytest.mark.parametrize("handed_over", [False, True])
-def test_an_interrupt_while_a_run_is_handed_over_ends_it_or_keeps_it_from_beginning(tmp_path, monkeypatch, handed_over):
-    """It may come before what hands the run over knows of it."""
-    began, ended, interrupted = threading.Event(), threading.Event(), threading.Event()
-
-    class Interrupted(ThreadPoolExecutor):
-        def submit(self, function, *arguments):
-            def later():
-                assert handed_over or interrupted.wait(60)
-                return function(*arguments)
-
-            super().submit(later)
-            assert not handed_over or began.wait(60)
-            raise KeyboardInterrupt
-
-        def shutdown(self, *arguments, **options):
-            interrupted.set()  # here nothing waits for runs that are under way
-            super().shutdown(*arguments, **options)
-
-    def runner(config, watcher, workers):
-        began.set()
-        assert ended.wait(60)
-        raise VeneerError("ended")
-
-    monkeypatch.setattr(module, "ThreadPoolExecutor", Interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        list(Grid(folder=tmp_path).fill(lambda: CONFIGS[:1], Silent(), runner=runner, end=ended.set))
-    assert began.is_set() == ended.is_set() == handed_over
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_that_does_not_wake_the_main_thread_is_noticed_all_the_same(tmp_path):
-    """As one does that comes just before the wait, or that another thread is given."""
-    ended, in_time = threading.Event(), []
-
-    def runner(config, watcher, workers):
-        time.sleep(0.5)  # until the main thread waits
-        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-        in_time.append(ended.wait(20))
-        raise VeneerError("ended")
-
-    with pytest.raises(KeyboardInterrupt):
-        list(Grid(folder=tmp_path).fill(lambda: CONFIGS[:1], Silent(), runner=runner, end=ended.set))
-    assert in_time == [True]
+    grid, told, watcher, done = Grid(folder=tmp_path), threading.Event(), Told(), []
+    with pytest.raises(KeyboardInterrupt if interrupted else OSError):
+        done.extend(grid.fill(lambda: CONFIGS, watcher, runner=runner, workers=2))
+    assert watcher.lines == ["not done: [Errno 28] No space left on device"]
+    assert watcher.began == [0, 1]
+    assert [config.seed for config in CONFIGS if grid.find(config)] == ([] if interrupted else [1])
 
 
 def test_runs_on_other_rows_than_their_like_are_refused(tmp_path):
@@ -291,7 +251,7 @@ def test_a_run_of_any_precision_counts_in_either_on_any_machine_and_a_named_one_
 def test_what_is_missing_is_done_in_the_precision_of_this_machine_wherever_it_is_done(tmp_path, monkeypatch):
     given = []
 
-    def runner(config, watcher, workers):
+    def runner(config, watcher, workers, stopped):
         given.append(config.precision)
         return results(of_config(config))
 
@@ -307,7 +267,7 @@ def test_what_is_missing_is_done_in_the_precision_of_this_machine_wherever_it_is
 def test_what_a_run_found_may_call_for_others_and_nothing_is_done_twice(tmp_path, workers):
     grid, watcher = Grid(folder=tmp_path), Silent()
 
-    def runner(config, watcher, workers):
+    def runner(config, watcher, workers, stopped):
         return results(of_config(config))
 
     def wanted():

@@ -64,7 +64,7 @@ def configs(tiny, tmp_path):
 def test_a_grid_on_ray_holds_what_local_workers_leave(address, configs, tmp_path):
     here, there, watcher = Grid(folder=tmp_path / "here"), Grid(folder=tmp_path / "there"), Watcher()
     assert len(list(here.fill(lambda: configs, Watcher(), workers=2))) == 3
-    with ray_runner(address) as (runner, _):
+    with ray_runner(address) as runner:
         assert len(list(there.fill(lambda: configs, watcher, runner=runner, workers=2))) == 3
         assert list(there.fill(lambda: configs, watcher, runner=runner, workers=2)) == []
     assert watcher.lines[:3] == ["began 1/3", "began 2/3", "ended"]
@@ -80,7 +80,7 @@ def test_a_grid_on_ray_holds_what_local_workers_leave(address, configs, tmp_path
 def test_a_run_that_fails_is_reported_as_with_local_workers_and_the_others_stay(address, configs, tmp_path):
     broken = [configs[0], replace(configs[1], label="nowhere")]
     messages = []
-    with ray_runner(address) as (runner, _):
+    with ray_runner(address) as runner:
         for name, chosen in (("here", {}), ("there", {"runner": runner})):
             grid = Grid(folder=tmp_path / name)
             with pytest.raises(UnknownNameError) as raised:
@@ -93,7 +93,7 @@ def test_a_run_that_fails_is_reported_as_with_local_workers_and_the_others_stay(
 def test_a_worker_that_dies_is_named_with_its_run(address, configs, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_outcome", lambda config, threads: os._exit(3))
     reason = "the run head-seed0 ended without a result"
-    with ray_runner(address) as (runner, _), pytest.raises(VeneerError, match=reason):
+    with ray_runner(address) as runner, pytest.raises(VeneerError, match=reason):
         list(Grid(folder=tmp_path / "runs").fill(lambda: configs[:1], Watcher(), runner=runner))
     assert not (tmp_path / "runs").exists()
 
@@ -105,7 +105,7 @@ def test_a_cluster_that_is_lost_is_named_with_the_run_that_waits_for_it(address,
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray, "nodes", lost)
     reason = "the run head-seed0 ended without a result on the Ray cluster: it is gone"
-    with ray_runner(address) as (runner, _), pytest.raises(VeneerError, match=reason):
+    with ray_runner(address) as runner, pytest.raises(VeneerError, match=reason):
         list(Grid(folder=tmp_path / "runs").fill(lambda: configs[:1], Watcher(), runner=runner))
 
 
@@ -120,8 +120,8 @@ def test_an_interrupt_ends_runs_on_the_cluster_as_it_does_here(address, configs,
                 raise KeyboardInterrupt
 
     watcher = Interrupting()
-    with ray_runner(address) as (runner, end), pytest.raises(KeyboardInterrupt):
-        list(Grid(folder=tmp_path / "runs").fill(lambda: long, watcher, runner=runner, end=end, workers=2))
+    with ray_runner(address) as runner, pytest.raises(KeyboardInterrupt):
+        list(Grid(folder=tmp_path / "runs").fill(lambda: long, watcher, runner=runner, workers=2))
     assert watcher.lines == ["began 1/3", "began 2/3"]
     assert not (tmp_path / "runs").exists()
 

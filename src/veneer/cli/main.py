@@ -41,6 +41,8 @@ def main() -> None:
         _fail(f"{error.filename or 'the system'}: {error.strerror or error}", 1)
     except SystemExit as end:  # typer turns an interrupt into this exit code and says nothing
         if end.code == INTERRUPTED:
+            for number in (signal.SIGINT, signal.SIGTERM):  # this one is answered
+                signal.signal(number, signal.SIG_IGN)
             _fail("stopped; the run that was interrupted left nothing behind, finished runs are kept", INTERRUPTED)
         raise
 

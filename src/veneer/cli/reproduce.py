@@ -213,7 +213,7 @@ def _fill(
 ) -> "list[VeneerError]":
     """Do the missing runs while time is left; return what is to be raised once all else is done, where runs failed."""
     from veneer.errors import VeneerError
-    from veneer.training.grid import Grid, end_here, run_here
+    from veneer.training.grid import Grid, run_here
     from veneer.training.ray_runs import ray_runner
 
     grid = Grid(folder=folder)
@@ -231,11 +231,11 @@ def _fill(
         return [config for config in wanted(grid) if config.data not in left_out]
 
     with (
-        nullcontext((run_here, end_here)) if ray is None else ray_runner(ray) as (runner, end),
+        nullcontext(run_here) if ray is None else ray_runner(ray) as runner,
         progress_bars() if ray is None and workers == 1 else nullcontext(RunLines()) as watcher,
     ):
         try:
-            for _ in grid.fill(needed, watcher, runner=runner, end=end, workers=workers, seconds=left()):
+            for _ in grid.fill(needed, watcher, runner=runner, workers=workers, seconds=left()):
                 pass
         except VeneerError as error:
             return [*failures, error]

@@ -11,11 +11,11 @@ finished run is a folder; the results file is written anew after each, so nothin
 import multiprocessing
 import signal
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Event
 from typing import Protocol
 
 import torch
@@ -39,9 +39,10 @@ from veneer.training.output import (
     run_name,
 )
 from veneer.training.run import Progress, divergence, prepare_data, rows_sha256, run
+from veneer.training.workers import LOOK_SECONDS
 
-PROCESS_NAME = "veneer run"
-"""By which the processes of runs are told from others that the program may have."""
+GRACE_SECONDS = 10.0
+"""How long a run that is ended may take to clean up after itself."""
 
 
 class Watcher(Protocol):
@@ -168,7 +169,13 @@ def _kept(configs: Sequence[RunConfig], folder: Path, digest: str, *, overwrite:
 
 
 def run_in_process(
-    config: RunConfig, folder: Path, watcher: Watcher, *, overwrite: bool = False, threads: int | None = None
+    config: RunConfig,
+    folder: Path,
+    watcher: Watcher,
+    *,
+    overwrite: bool = False,
+    threads: int | None = None,
+    stopped: Event | None = None,
 ) -> RunRecord:
     """Do one run in a process of its own and return its record, also where it diverged.
 
@@ -178,21 +185,26 @@ def run_in_process(
         watcher: is told of its progress.
         overwrite: whether a folder that exists may be replaced.
         threads: how many the process may compute with; None leaves that to torch.
+        stopped: ends the run where it is set.
 
     Raises:
-        VeneerError: the run cannot be done, or its process ended without a result.
+        VeneerError: the run cannot be done or was stopped, or its process ended without a result.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["veneer.training.run"])
     _start_server()
     receiver, sender = context.Pipe(duplex=False)
     arguments = (config, folder, sender, overwrite, threads)
-    process = context.Process(target=_child, args=arguments, name=PROCESS_NAME, daemon=True)
+    process = context.Process(target=_child, args=arguments, daemon=True)
     process.start()
     sender.close()
     outcome: RunRecord | VeneerError | OSError | None = None
     try:
         while outcome is None:
+            if stopped is not None and stopped.is_set():
+                raise VeneerError(f"the run {folder.name} was stopped")
+            if not receiver.poll(LOOK_SECONDS):
+                continue
             message = receiver.recv()
             if isinstance(message, Progress):
                 watcher.run_progressed(message)
@@ -206,6 +218,8 @@ def run_in_process(
     finally:
         if outcome is None and process.is_alive():
             process.terminate()
+            process.join(GRACE_SECONDS)
+            process.kill()
         process.join()
         clear_partials(folder)
     if isinstance(outcome, VeneerError | OSError):
@@ -235,17 +249,32 @@ def _cause(exit_code: int | None) -> str:
 
 
 def _child(config: RunConfig, folder: Path, sender: Connection, overwrite: bool, threads: int | None) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the run cleans up after itself
-    if threads is not None:
-        torch.set_num_threads(threads)
     try:
+        signal.signal(signal.SIGINT, _interrupt_once)
+        signal.signal(signal.SIGTERM, _interrupt_once)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        record = run(
-            config, folder, on_progress=sender.send, notify=sender.send, overwrite=overwrite, keep_diverged=True
-        )
-        sender.send(record)
-    except (VeneerError, OSError) as error:
-        with suppress(BrokenPipeError):  # whoever asked is gone
-            sender.send(error)
-    except KeyboardInterrupt:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        sender.send(_outcome(config, folder, sender, overwrite))
+    except (KeyboardInterrupt, BrokenPipeError):  # told to end, or whoever asked is gone
         pass
+    finally:
+        _ignore_interrupts()
+
+
+def _outcome(config: RunConfig, folder: Path, sender: Connection, overwrite: bool) -> RunRecord | VeneerError | OSError:
+    try:
+        return run(config, folder, on_progress=sender.send, notify=sender.send, overwrite=overwrite, keep_diverged=True)
+    except (VeneerError, OSError) as error:
+        return error
+
+
+def _interrupt_once(number: int, frame: object) -> None:
+    """End the run so that it cleans up after itself, which nothing more interrupts."""
+    _ignore_interrupts()
+    raise KeyboardInterrupt
+
+
+def _ignore_interrupts() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

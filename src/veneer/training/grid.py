@@ -10,54 +10,45 @@ Several runs at once share the machine's threads evenly; their times then say no
 
 import hashlib
 import json
-import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
 
 from veneer.errors import ConfigError, VeneerError, first_line, together
 from veneer.results import RESULTS_FILE, Results, RunRecord, read_results, write_results
-from veneer.training.compare import PROCESS_NAME, Watcher, run_in_process
+from veneer.training.compare import Watcher, run_in_process
 from veneer.training.config import FOUND_OUT, Precision, RunConfig, resolve_precision
 from veneer.training.output import new_folder
+from veneer.training.workers import Workers
 
 COMPUTED: tuple[Precision, ...] = ("bfloat16", "float32")
 """What a run whose precision is "auto" may have been done in. Where both are there, the first counts on any machine."""
-LOOK_SECONDS = 0.2
-"""How long at most until an interrupt is noticed, and how often runs that it ends are told so."""
-Runner = Callable[[RunConfig, Watcher, int], Results]
-"""Does one run, here or elsewhere, where so many run at once, and returns its results; raises what a run raises."""
+Runner = Callable[[RunConfig, Watcher, int, Event], Results]
+"""Does one run, here or elsewhere, where so many run at once, and returns its results; raises what a run raises. Where
+the event is set, it ends the run soon and raises."""
 
 
-def run_here(config: RunConfig, watcher: Watcher, workers: int) -> Results:
+def run_here(config: RunConfig, watcher: Watcher, workers: int, stopped: Event) -> Results:
     """Do one run on this machine, with its share of the threads."""
-    return results_of(config, watcher, threads=max(1, torch.get_num_threads() // workers))
+    return results_of(config, watcher, threads=max(1, torch.get_num_threads() // workers), stopped=stopped)
 
 
-def end_here() -> None:
-    """End the runs that are under way on this machine."""
-    for process in multiprocessing.active_children():
-        if process.name == PROCESS_NAME:
-            process.terminate()
-
-
-def results_of(config: RunConfig, watcher: Watcher, *, threads: int) -> Results:
+def results_of(config: RunConfig, watcher: Watcher, *, threads: int, stopped: Event | None = None) -> Results:
     """Do one run in a process of its own and return its results; its weights are not kept.
 
     Raises:
-        VeneerError: the run cannot be done.
+        VeneerError: the run cannot be done, or was stopped.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
-        run_in_process(config, folder, watcher, threads=threads)
+        run_in_process(config, folder, watcher, threads=threads, stopped=stopped)
         return read_results(folder)
 
 
@@ -167,7 +158,6 @@ class Grid:
         watcher: Watcher,
         *,
         runner: Runner = run_here,
-        end: Callable[[], None] = end_here,
         workers: int = 1,
         seconds: float | None = None,
     ) -> Iterator[RunRecord]:
@@ -178,54 +168,50 @@ class Grid:
                 done are skipped.
             watcher: is told of everything.
             runner: does each of them.
-            end: ends the runs that the runner has under way, and may be called again.
             workers: how many run at once.
             seconds: no run is begun after so many; None does all.
 
         Raises:
             VeneerError: runs could not be done; each is named, at the end, when the others are finished.
-            OSError: nothing can be read or written, as on a full disk. Runs under way are finished first.
-            KeyboardInterrupt: as it came. Runs under way are ended, and leave nothing.
+            OSError: nothing can be read or written, as on a full disk. Runs under way are finished, no more is begun.
+            KeyboardInterrupt: as it came. Runs under way are ended, and leave nothing; so they are where whoever asks
+                for the records stops asking.
         """
         started = time.monotonic()
         begun: set[Path] = set()
         failures: list[VeneerError] = []
-        running: set[Future[RunRecord]] = set()
-        under_way = _UnderWay(end)
+        broken: BaseException | None = None
 
-        def may_begin() -> bool:
-            in_time = seconds is None or time.monotonic() - started < seconds
-            return in_time and len(running) < workers
-
-        with ThreadPoolExecutor(workers) as pool, under_way.ended_on_interrupt(running):
+        with Workers[RunConfig, RunRecord](workers, partial(self._run, watcher, runner, workers)) as pool:
             while True:
-                while may_begin():
+                while not (broken or pool.are_busy) and (seconds is None or time.monotonic() - started < seconds):
                     waiting = [config for config in self.missing(wanted()) if self.place(config) not in begun]
                     if not waiting:
                         break
                     watcher.run_started(waiting[0], len(begun) + 1, len(begun) + len(waiting))
                     begun.add(self.place(waiting[0]))
-                    running.add(pool.submit(under_way.do, partial(self._run, waiting[0], watcher, runner, workers)))
-                if not running:
+                    pool.begin(waiting[0])
+                if not pool.num_running:
                     break
-                done = _wait(running, FIRST_COMPLETED)
-                running -= done
-                for future in done:
-                    try:
-                        record = future.result()
-                    except VeneerError as error:
-                        watcher.notify(f"not done: {first_line(error)}")
-                        failures.append(error)
-                        continue
-                    watcher.run_ended(record)
-                    yield record
+                outcome = pool.wait()
+                if isinstance(outcome, RunRecord):
+                    watcher.run_ended(outcome)
+                    yield outcome
+                    continue
+                watcher.notify(f"not done: {first_line(outcome)}")
+                if isinstance(outcome, VeneerError):
+                    failures.append(outcome)
+                else:
+                    broken = broken or outcome
+        if broken:
+            raise broken
         if failures:
             raise together(failures, f"{len(failures)} runs could not be done; those that were are kept:")
 
-    def _run(self, config: RunConfig, watcher: Watcher, runner: Runner, workers: int) -> RunRecord:
+    def _run(self, watcher: Watcher, runner: Runner, workers: int, config: RunConfig, stopped: Event) -> RunRecord:
         config = replace(config, precision=resolve_precision(config.precision))  # the runner's machine may have others
         try:
-            results = runner(config, watcher, workers)
+            results = runner(config, watcher, workers, stopped)
         except VeneerError as error:
             raise type(error)(f"{self.place(config).name}: {error}") from None
         try:
@@ -236,47 +222,3 @@ class Grid:
                 raise
             return other  # of another process that fills the same grid
         return results.records[0]
-
-
-class _UnderWay:
-    """Which runs are under way. Each notes it itself, as an interrupt may come while a run is being handed over."""
-
-    def __init__(self, end: Callable[[], None]) -> None:
-        self._end = end
-        self._runs: set[object] = set()
-        self._stopped = False
-
-    def do(self, run: Callable[[], RunRecord]) -> RunRecord:
-        """Do a run, unless it comes too late."""
-        mark = object()
-        self._runs.add(mark)  # before it asks: whoever stops it says so before looking here
-        try:
-            if self._stopped:
-                raise CancelledError
-            return run()
-        finally:
-            self._runs.remove(mark)
-
-    @contextmanager
-    def ended_on_interrupt(self, running: Collection[Future[RunRecord]]) -> Iterator[None]:
-        """End all runs where the block is interrupted; after an error wait for those that are running."""
-        try:
-            try:
-                yield
-            except Exception:
-                _wait(running, ALL_COMPLETED)  # here, where an interrupt still ends them
-                raise
-        except (KeyboardInterrupt, GeneratorExit):
-            self._stopped = True
-            while self._runs:
-                self._end()
-                time.sleep(LOOK_SECONDS)
-            raise
-
-
-def _wait(running: Collection[Future[RunRecord]], return_when: str) -> set[Future[RunRecord]]:
-    """Return those that are done, as `wait` does, and notice an interrupt that came just before it slept."""
-    while True:
-        done, waiting = wait(running, timeout=LOOK_SECONDS, return_when=return_when)
-        if not waiting or (done and return_when == FIRST_COMPLETED):
-            return done

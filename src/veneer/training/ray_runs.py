@@ -6,9 +6,9 @@ alone. A run takes processors and no GPU.
 """
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from threading import Event
 
 from veneer.errors import ConfigError, VeneerError
 from veneer.results import Results, RunRecord
@@ -17,14 +17,15 @@ from veneer.training.config import RunConfig
 from veneer.training.grid import Runner, results_of
 from veneer.training.output import run_name
 from veneer.training.run import Progress
+from veneer.training.workers import LOOK_SECONDS
 
 ANSWER_SECONDS = 5.0
 """How long to wait for an answer at an address; Ray itself tries for more than four minutes."""
 
 
 @contextmanager
-def ray_runner(address: str) -> Iterator[tuple[Runner, Callable[[], None]]]:
-    """Give what does a run on the cluster at `address`, and what ends those under way, as `Grid.fill` takes them.
+def ray_runner(address: str) -> Iterator[Runner]:
+    """Give what does a run on the cluster at `address`.
 
     There `workers` runs share the processors of all nodes.
 
@@ -47,18 +48,16 @@ def ray_runner(address: str) -> Iterator[tuple[Runner, Callable[[], None]]]:
         advice = "give host:port of its head, or auto on one of its machines; `ray start --head` starts one"
         raise ConfigError(f"no Ray cluster can be used at {address!r}: {error}; {advice}") from None
     remote = ray.remote(max_retries=0)(_outcome)
-    pending: set[Any] = set()
 
-    def run_there(config: RunConfig, watcher: Watcher, workers: int) -> Results:
+    def run_there(config: RunConfig, watcher: Watcher, workers: int, stopped: Event) -> Results:
         try:
             sizes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
             threads = max(1, min(min(filter(None, sizes), default=1), sum(sizes) // workers))
-            reference = remote.options(num_cpus=threads).remote(config, threads)
-            pending.add(reference)
-            try:
-                outcome: Results | VeneerError | OSError = ray.get(reference)
-            finally:
-                pending.discard(reference)
+            run = remote.options(num_cpus=threads).remote(config, threads)
+            while not ray.wait([run], timeout=LOOK_SECONDS)[0]:
+                if stopped.is_set():
+                    ray.cancel(run)  # which interrupts it, and it cleans up after itself
+            outcome: Results | VeneerError | OSError = ray.get(run)
         except ray.exceptions.RayError as error:
             name = run_name(config.method, config.seed)
             raise VeneerError(f"the run {name} ended without a result on the Ray cluster: {error}") from None
@@ -66,12 +65,8 @@ def ray_runner(address: str) -> Iterator[tuple[Runner, Callable[[], None]]]:
             raise outcome
         return outcome
 
-    def end() -> None:
-        for reference in list(pending):
-            ray.cancel(reference)  # which interrupts the run, and it cleans up after itself
-
     try:
-        yield run_there, end
+        yield run_there
     finally:
         ray.shutdown()
 
