@@ -12,7 +12,7 @@ from threading import Event
 
 from veneer.errors import ConfigError, VeneerError
 from veneer.results import Results, RunRecord
-from veneer.training.compare import Watcher
+from veneer.training.compare import GRACE_SECONDS, Watcher
 from veneer.training.config import RunConfig
 from veneer.training.grid import Runner, results_of
 from veneer.training.output import run_name
@@ -54,9 +54,11 @@ def ray_runner(address: str) -> Iterator[Runner]:
             sizes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
             threads = max(1, min(min(filter(None, sizes), default=1), sum(sizes) // workers))
             run = remote.options(num_cpus=threads).remote(config, threads)
-            while not ray.wait([run], timeout=LOOK_SECONDS)[0]:
+            patience = LOOK_SECONDS
+            while not ray.wait([run], timeout=patience)[0]:
                 if stopped.is_set():
-                    ray.cancel(run)  # which interrupts it, and it cleans up after itself
+                    ray.cancel(run)  # which interrupts it
+                    patience = GRACE_SECONDS  # in which it cleans up after itself
             outcome: Results | VeneerError | OSError = ray.get(run)
         except ray.exceptions.RayError as error:
             name = run_name(config.method, config.seed)
