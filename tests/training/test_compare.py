@@ -77,6 +77,24 @@ def test_an_interrupt_ends_the_runs_process_and_leaves_nothing_behind(configs, t
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_of_two_interrupts_at_the_same_time_the_first_is_heard_and_nothing_is_printed(capfd):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, module._interrupt_once)
+        both = {signal.SIGINT, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, both)
+        for number in both:
+            signal.pthread_kill(threading.get_ident(), number)
+        with pytest.raises(KeyboardInterrupt):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("hears", [True, False])
 def test_a_run_that_is_stopped_ends_and_leaves_nothing_behind(configs, tmp_path, monkeypatch, hears):
     """Also one that cannot end itself, as where an interrupt is lost in somebody else's code."""

@@ -276,5 +276,6 @@ def _interrupt_once(number: int, frame: object) -> None:
 
 
 def _ignore_interrupts() -> None:
+    """Hear interrupts and do nothing: of one that has come and is ignored only then, Python prints a traceback."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda number, frame: None)
