@@ -135,9 +135,9 @@ def test_on_a_disk_that_is_full_runs_under_way_are_finished_or_ended_by_an_inter
             raise VeneerError("ended")
         return results(of_config(config))
 
-    grid, told, watcher, done = Grid(folder=tmp_path), threading.Event(), Told(), []
-    with pytest.raises(KeyboardInterrupt if interrupted else OSError):
-        done.extend(grid.fill(lambda: CONFIGS, watcher, runner=runner, workers=2))
+    grid, told, watcher = Grid(folder=tmp_path), threading.Event(), Told()
+    with pytest.raises(KeyboardInterrupt) if interrupted else pytest.raises(OSError, match="No space left"):
+        list(grid.fill(lambda: CONFIGS, watcher, runner=runner, workers=2))
     assert watcher.lines == ["not done: [Errno 28] No space left on device"]
     assert watcher.began == [0, 1]
     assert [config.seed for config in CONFIGS if grid.find(config)] == ([] if interrupted else [1])

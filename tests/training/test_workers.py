@@ -14,12 +14,15 @@ pytestmark = pytest.mark.usefixtures("interruptible")
 
 def test_each_task_has_its_outcome_and_no_more_are_done_at_once_than_there_are_workers():
     def do(task, stopped):
+        running.append(task)
+        most.append(len(running))
         barrier.wait(60)  # two at once, or nobody gets on
+        running.remove(task)
         if task == 3:
             raise ValueError(task)
         return 10 * task
 
-    barrier, outcomes = threading.Barrier(2), []
+    barrier, running, most, outcomes = threading.Barrier(2), [], [], []
     with Workers[int, int](2, do) as pool:
         for task in (1, 2, 3, 4):
             assert pool.are_busy == (task > 2)
@@ -27,6 +30,7 @@ def test_each_task_has_its_outcome_and_no_more_are_done_at_once_than_there_are_w
         while pool.num_running:
             outcomes.append(pool.wait())
     assert sorted(map(repr, outcomes)) == ["10", "20", "40", "ValueError(3)"]
+    assert max(most) == 2
 
 
 def leave(do, error, *, num_tasks=1):
